@@ -1,0 +1,41 @@
+"""What goes wrong, said so that a user can act: subject, rule, got, next step, in one sentence."""
+
+
+class SlimError(Exception):
+    """Base of every error that a user of pytest-llmslim can cause or mend."""
+
+
+class SettingError(SlimError, ValueError):
+    """An option, ini value, environment variable or marker keyword is unusable."""
+
+
+class ModelError(SlimError):
+    """A model cannot be loaded or is of a kind that cannot be measured."""
+
+
+class TextError(SlimError):
+    """A text cannot be read or is too short for the protocol."""
+
+
+class RecipeError(SlimError, ValueError):
+    """A recipe does not parse, names an unknown method, or orders its steps so that they cannot work."""
+
+
+class CompressionError(SlimError):
+    """A method refused the model, or failed on it."""
+
+
+class NothingCompressedError(CompressionError):
+    """The candidate equals the reference: nothing was compressed."""
+
+
+class MeasurementError(SlimError):
+    """A measurement cannot be made, or gave something that is no number."""
+
+
+class ScoreError(SlimError, ValueError):
+    """A part of the score is missing, not finite, not positive or at chance."""
+
+
+class BaselineError(SlimError):
+    """A stored baseline cannot be read or written."""
