@@ -1,0 +1,27 @@
+"""What a conftest.py or a plugin may implement to add to pytest-llmslim."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_llmslim.registry import Spec
+
+
+@pytest.hookspec
+def pytest_llmslim_methods(config: pytest.Config) -> Sequence[Spec]:  # type: ignore[empty-body]
+    """Add compression methods; they may be named in recipes of tests below the implementing conftest.py.
+
+    In a `conftest.py`, marked optional so that `-p no:llmslim` still runs:
+
+        @pytest.hookimpl(optionalhook=True)
+        def pytest_llmslim_methods(config):
+            halve = "my_package.halve:Halve"
+            return [Spec("halve", halve, "halves every weight", ("factor",), origin="my_package")]
+
+    A name that is taken already is an error that names both origins.
+    """

@@ -1,0 +1,150 @@
+"""Names of methods, as lazy targets: listing and checking them imports none."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pytest_llmslim.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
+TARGET: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+# Stages in the only order that works: a quantized weight can neither be trained nor cut.
+DISTIL: Final = 10
+PRUNE: Final = 20
+QUANTIZE: Final = 30
+
+
+class Spec(NamedTuple):
+    """Where a method is found, and what a recipe may say about it.
+
+    Args:
+        name: as written in a recipe; a letter, then letters, digits, `_`, `.`, `/` or `-`.
+        target: `package.module:attribute` of a frozen dataclass with `compress(module, context)`.
+        summary: one line for listings.
+        parameters: the names of those fields of the dataclass that a recipe may set.
+        stage: steps run by rising stage (`DISTIL`, `PRUNE`, `QUANTIZE`); `None`: anywhere.
+        preset: fields that this name fixes, as pairs.
+        origin: the package or file that registered it, for messages.
+    """
+
+    name: str
+    target: str
+    summary: str
+    parameters: tuple[str, ...] = ()
+    stage: int | None = None
+    preset: tuple[tuple[str, object], ...] = ()
+    origin: str = "pytest_llmslim"
+
+
+class Registry:
+    """Methods by name.
+
+    Raises:
+        RecipeError: two different specs of one name, or a spec whose name or target is malformed.
+    """
+
+    def __init__(self, specs: Iterable[Spec]) -> None:
+        self._specs: dict[str, Spec] = {}
+        for spec in specs:
+            self._add(spec)
+
+    def _add(self, spec: Spec) -> None:
+        if not NAME.fullmatch(spec.name):
+            raise RecipeError(
+                f"the method name {spec.name!r} from {spec.origin} is a letter followed by letters, digits, "
+                "'_', '.', '/' or '-'; rename it"
+            )
+        if not TARGET.fullmatch(spec.target):
+            raise RecipeError(
+                f"method {spec.name!r} from {spec.origin} has a target like 'package.module:attribute', "
+                f"got {spec.target!r}"
+            )
+        known = self._specs.setdefault(spec.name, spec)
+        if known != spec:
+            raise RecipeError(
+                f"method {spec.name!r} is registered twice, by {known.origin} ({known.target}) and by "
+                f"{spec.origin} ({spec.target}); rename one of them"
+            )
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted, so that every xdist worker sees the same order."""
+        return tuple(sorted(self._specs))
+
+    def get(self, name: str) -> Spec:
+        """The spec of that name.
+
+        Raises:
+            RecipeError: no such method; names the nearest ones and all that are known.
+        """
+        spec = self._specs.get(name)
+        if spec is None:
+            raise RecipeError(
+                f"there is no method {name!r}{self._nearest(name)}; known are {self._listing()}"
+            )
+        return spec
+
+    def _nearest(self, name: str) -> str:
+        nearest = difflib.get_close_matches(name[:80].lower(), self.names(), n=2)
+        return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
+
+    def _listing(self) -> str:
+        return ", ".join(self.names()) or "none"
+
+
+_METHODS: Final = "pytest_llmslim.methods"
+_NF4: Final = f"{_METHODS}.bitsandbytes_linear:NF4"
+_AH: Final = f"{_METHODS}.attention_heads:AttentionHeads"
+
+BUILTIN_METHODS: Final[tuple[Spec, ...]] = (
+    Spec("identity", f"{_METHODS}.identity:Identity", "changes nothing: the control of an A/A run"),
+    Spec(
+        "int8",
+        f"{_METHODS}.bitsandbytes_linear:Int8",
+        "LLM.int8() by bitsandbytes: rows of weights in 8 bits, outlier activations apart",
+        ("threshold",),
+        QUANTIZE,
+    ),
+    Spec(
+        "int4",
+        _NF4,
+        "4-bit NormalFloat by bitsandbytes (QLoRA); the same as nf4",
+        ("double_quant", "compute_dtype"),
+        QUANTIZE,
+    ),
+    Spec(
+        "nf4",
+        _NF4,
+        "4-bit NormalFloat by bitsandbytes (QLoRA)",
+        ("double_quant", "compute_dtype"),
+        QUANTIZE,
+    ),
+    Spec(
+        "fp4",
+        f"{_METHODS}.bitsandbytes_linear:FP4",
+        "4-bit floating point by bitsandbytes",
+        ("double_quant", "compute_dtype"),
+        QUANTIZE,
+    ),
+    Spec(
+        "magnitude",
+        f"{_METHODS}.magnitude:Magnitude",
+        "zeroes the smallest weights of every linear, or all but N of every M",
+        ("sparsity", "pattern"),
+        PRUNE,
+    ),
+    Spec(
+        "ah",
+        _AH,
+        "removes attention heads that attend to a single token",
+        ("threshold",),
+        PRUNE,
+    ),
+    Spec("ah90", _AH, "ah(threshold=0.9)", (), PRUNE, (("threshold", 0.9),)),
+    Spec("ah80", _AH, "ah(threshold=0.8)", (), PRUNE, (("threshold", 0.8),)),
+)
