@@ -1,0 +1,150 @@
+"""From options and markers to parametrised tests, in the order that loads each model once.
+
+Nothing here imports torch: names of recipes are checked through the registry's lazy specs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pytest_llmslim import marker
+from pytest_llmslim.errors import SlimError
+from pytest_llmslim.recipe import Recipe, parse
+from pytest_llmslim.registry import BUILTIN_METHODS, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pytest
+
+    from pytest_llmslim.settings import Settings
+
+FIXTURE = "llm_case"
+
+
+class Case(NamedTuple):
+    """What one parametrised test is about. `recipe` is `None` for a test that brings its own candidate."""
+
+    model: str
+    recipe: Recipe | None
+    registry: Registry
+    keywords: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The model's name as shown: an id as it is, a path by its last part."""
+        return model_label(self.model)
+
+    @property
+    def id(self) -> str:
+        """The test's parameter id."""
+        return f"{self.label}-{self.recipe.text}" if self.recipe else self.label
+
+
+def model_label(name: str) -> str:
+    """How a model is called in tables and baselines: ids as they are, paths by their last part."""
+    path = Path(name)
+    if name.startswith("embedded:") or not (path.is_absolute() or path.exists() or name.startswith(".")):
+        return name
+    return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
+
+
+def registry_for(node: pytest.Item | pytest.FunctionDefinition) -> Registry:  # type: ignore[name-defined]
+    """Methods visible to a test: ours, and those of its own and its parents' conftest.py files."""
+    contributed = node.ihook.pytest_llmslim_methods(config=node.config)
+    return Registry([*BUILTIN_METHODS, *(spec for specs in contributed for spec in specs)])
+
+
+def cases(settings: Settings, registry: Registry, keywords: dict[str, Any]) -> list[Case]:
+    """The cases of one test; empty when `--llm-recipe` names nothing that the test takes.
+
+    Raises:
+        SlimError: a recipe does not parse or names an unknown method.
+    """
+    listed = [parse(text, registry) for text in keywords.get("recipes", ())]
+    asked = [parse(text, registry) for text in settings.recipes]
+    recipes: Sequence[Recipe | None] = narrow(listed, asked) if listed else [None]
+    models = keywords.get("models") or settings.models
+    return [Case(model, recipe, registry, keywords) for model in models for recipe in recipes]
+
+
+def narrow(listed: Sequence[Recipe], asked: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes a test runs: its list, or what was asked for on the command line.
+
+    A recipe from the list narrows it. Any other goes to the tests whose lists hold recipes of as many steps
+    (one, or several), so that it runs once and where its like runs.
+    """
+    if not asked:
+        return list(listed)
+    texts = {recipe.text for recipe in listed}
+    kinds = {len(recipe.steps) > 1 for recipe in listed}
+    return [recipe for recipe in asked if recipe.text in texts or (len(recipe.steps) > 1) in kinds]
+
+
+def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> list[str]:
+    """Parametrise one test; returns what was wrong, as sentences, for one usage error at the end of collection."""
+    definition = metafunc.definition
+    try:
+        keywords = marker.read(definition.iter_markers("llm"))
+        settings.thresholds(**{key: value for key, value in keywords.items() if key in marker.THRESHOLDS})
+        found = cases(settings, registry_for(definition), keywords)
+        errors = []
+    except SlimError as error:
+        found, errors = [], [f"{definition.nodeid}: {error}"]
+    # An empty list would be reported as a skip; the test is deselected instead.
+    metafunc.parametrize(FIXTURE, found or [None], ids=[case.id for case in found] or ["none"],
+                         indirect=True, scope="session")
+    return errors
+
+
+def case_of(item: pytest.Item) -> Case | None:
+    """The case of a collected test, `None` for one that is not ours or takes no recipe that was asked for."""
+    callspec = getattr(item, "callspec", None)
+    case = callspec.params.get(FIXTURE) if callspec else None
+    return case if isinstance(case, Case) else None
+
+
+def is_ours(item: pytest.Item) -> bool:
+    """Whether a collected test uses our fixtures."""
+    return FIXTURE in getattr(item, "fixturenames", ())
+
+
+def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Tests to run and to deselect; ours sorted by model and recipe, so that each is loaded and built once.
+
+    pytest orders chained session fixtures badly: three models by three methods loaded a model six times.
+    The sort is stable and keeps tests that are not ours where they are, before ours.
+    """
+    items = list(items)
+    dropped = [item for item in items if is_ours(item) and case_of(item) is None]
+    others = [item for item in items if not is_ours(item)]
+    ours = [item for item in items if case_of(item) is not None]
+    models = {name: i for i, name in reversed(list(enumerate(_case(item).model for item in ours)))}
+    recipes = {name: i for i, name in reversed(list(enumerate(_recipe_text(item) for item in ours)))}
+    ours.sort(key=lambda item: (models[_case(item).model], recipes[_recipe_text(item)]))
+    return [*others, *ours], dropped
+
+
+def _case(item: pytest.Item) -> Case:
+    case = case_of(item)
+    if case is None:
+        raise LookupError(item.nodeid)
+    return case
+
+
+def _recipe_text(item: pytest.Item) -> str:
+    recipe = _case(item).recipe
+    return recipe.text if recipe else ""
+
+
+def key_names(item: pytest.Item) -> tuple[str, str]:
+    """Suite and test as they stand in a baseline: module name, and test name without our parameters.
+
+    Never the node id, which `--dist loadgroup` changes.
+    """
+    module = getattr(item, "module", None)
+    suite = (module.__name__ if module else item.path.stem).removeprefix("pytest_llmslim.")
+    case = case_of(item)
+    name = item.name.replace(case.id, "", 1) if case else item.name
+    return suite, name.replace("[-", "[").replace("-]", "]").replace("[]", "")

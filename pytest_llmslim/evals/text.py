@@ -1,0 +1,219 @@
+"""The text on which quality is measured, cut into windows of tokens.
+
+The text is read byte for byte: line ends, its sha256 and the use of BOS decide the perplexity (on Gemma 3 270M
+and WikiText-2: 28.02 with BOS, 74 without, 28.31 with CRLF line ends), so all three are part of the protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_llmslim.errors import TextError
+from pytest_llmslim.records import Protocol
+
+CALIBRATION_WINDOWS = 8
+CHARACTERS_A_TOKEN = 16
+"""More than any tokenizer needs on running text: how much of a long file is read through the tokenizer."""
+
+REFERENCE_MANUAL = "python-reference"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text before it is tokenised. `calibration` is a text of its own, or empty: the rest of `text` is used."""
+
+    name: str
+    text: str
+    sha256: str
+    calibration: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text cut into windows for one tokenizer.
+
+    Args:
+        windows: token ids, one tensor of shape (1, length) a forward pass.
+        scored_from: for each window the position of the first token whose probability counts.
+        calibration: token ids of shape (n, window), apart from the scored ones, or `None` without text left.
+        words: words that start inside the scored text; `scored_bytes` its bytes in UTF-8. `None`: not known.
+        floor: perplexity of the distribution that wrote the text, where that is known.
+    """
+
+    protocol: Protocol
+    windows: tuple[torch.Tensor, ...]
+    scored_from: tuple[int, ...]
+    calibration: torch.Tensor | None
+    words: int | None
+    scored_bytes: int | None
+    floor: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_text(path: Path) -> Source:
+    """The text of a file, its line ends untouched.
+
+    Raises:
+        TextError: no such file, a folder, not UTF-8, or empty.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise TextError(f"--llm-text {path} cannot be read ({error.strerror}); give the path of a UTF-8 file.") from None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"--llm-text {path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv -t utf-8."
+        ) from None
+    if not text.strip():
+        raise TextError(f"--llm-text {path} is empty; give a file with some thousand words.")
+    notes = ("the text has CRLF line ends, which change the perplexity",) if "\r\n" in text else ()
+    return Source(path.name, text, hashlib.sha256(raw).hexdigest(), notes=notes)
+
+
+def reference_manual() -> Source:
+    """English prose that every Python installation has: its own language reference.
+
+    It makes a real model measurable with nothing but the wheel. The text differs between Python versions,
+    and its sha256 says so.
+    """
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Source(REFERENCE_MANUAL, text, sha256, notes=(
+        "the text is Python's reference manual; give --llm-text for text like that of your users",))
+
+
+def grammar_text(documents: int) -> Source:
+    """Held-out text of the embedded language, written with the evaluation and calibration seeds."""
+    from pytest_llmslim.embedded.grammar import CALIBRATION_SEED, EVALUATION_SEED, Grammar
+
+    grammar = Grammar()
+    text = grammar.text(EVALUATION_SEED, documents)
+    calibration = grammar.text(CALIBRATION_SEED, CALIBRATION_WINDOWS)
+    return Source("embedded", text, hashlib.sha256(text.encode()).hexdigest(), calibration)
+
+
+def cut(source: Source, tokenizer: Any, *, tokens: int, window: int, stride: int | None, bos: str,  # noqa: ANN401
+        dtype: str, longest: int | None) -> Passage:
+    """Tokenise a text and cut it into windows.
+
+    Args:
+        source: the text.
+        tokenizer: a Hugging Face tokenizer.
+        tokens: how many tokens go through a model in all, BOS included.
+        window: tokens in a forward pass, BOS included.
+        stride: `None` for disjoint windows (protocol `window`), else the fresh tokens of a window.
+        bos: `always`, `never` or `auto`: as the tokenizer itself does.
+        dtype: recorded in the protocol.
+        longest: positions that the model has, or `None`.
+
+    Raises:
+        TextError: window longer than the model's positions, stride longer than a window, a text shorter than
+            one window, or BOS asked of a tokenizer that has none.
+    """
+    _check_window(window, stride, longest)
+    start = _bos(tokenizer, bos)
+    body = window - len(start)  # tokens of text in a window
+    step = body if stride is None else stride
+    passes = max(1, tokens // window) if stride is None else max(1, (tokens - window) // step + 1)
+    needed = (passes - 1) * step + body
+    spare = 0 if source.calibration else CALIBRATION_WINDOWS * body
+    ids, offsets = _encode(tokenizer, source.text[: (needed + spare) * CHARACTERS_A_TOKEN])
+    available = (len(ids) - body) // step + 1 if len(ids) >= body else 0
+    if available < 1:
+        raise TextError(
+            f"The text {source.name} has {len(ids)} tokens, fewer than one window of {window}; "
+            f"give a longer text or a smaller --llm-window.")
+    notes = list(source.notes)
+    if available < passes:
+        notes.append(f"the text {source.name} holds {available} windows, fewer than the {passes} asked for")
+        passes = available
+    starts = [i * step for i in range(passes)]
+    fresh_from = [0 if i == 0 or stride is None else body - step for i in range(passes)]
+    windows = tuple(torch.tensor([start + ids[s : s + body]]) for s in starts)
+    # Without BOS the first token of a window has nothing before it and cannot be scored.
+    scored_from = tuple(max(1, len(start) + fresh) for fresh in fresh_from)
+    spans = [(s + first - len(start), s + body) for s, first in zip(starts, scored_from, strict=True)]
+    words, scored_bytes = _count(source.text, offsets, spans)
+    used = starts[-1] + body
+    calibration = _calibration(source, tokenizer, ids[used:], start, body)
+    if calibration is None:
+        notes.append("no text was left for calibration")
+    protocol = Protocol(
+        name="window" if stride is None else "stride", window=window, stride=step, bos=bool(start),
+        tokens=sum(b - a for a, b in spans), windows=passes, text=source.name, text_sha256=source.sha256, dtype=dtype)
+    return Passage(protocol, windows, scored_from, calibration, words, scored_bytes, notes=tuple(notes))
+
+
+def _check_window(window: int, stride: int | None, longest: int | None) -> None:
+    if longest is not None and window > longest:
+        raise TextError(f"--llm-window {window} is longer than the model's {longest} positions; use at most {longest}.")
+    if stride is not None and stride >= window:
+        raise TextError(f"--llm-stride {stride} is not smaller than the window of {window}; use at most {window // 2}.")
+
+
+def _bos(tokenizer: Any, when: str) -> list[int]:  # noqa: ANN401
+    """The BOS token as a list, empty when windows start without it."""
+    own = tokenizer.bos_token_id
+    if when == "always" and own is None:
+        raise TextError("--llm-bos always needs a tokenizer with a BOS token, and this one has none; use auto.")
+    if own is None or when == "never":
+        return []
+    return [own] if when == "always" or tokenizer("a")["input_ids"][:1] == [own] else []
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:  # noqa: ANN401
+    """Token ids without special tokens, and the characters that each came from (fast tokenizers only)."""
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    # verbose=False: a text longer than the model's positions is what we want, windows come later.
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    return list(encoded["input_ids"]), list(encoded["offset_mapping"]) if fast else None
+
+
+def _count(text: str, offsets: Sequence[tuple[int, int]] | None,
+           spans: Sequence[tuple[int, int]]) -> tuple[int | None, int | None]:
+    """Words that start in, and bytes of, the text behind some runs of tokens."""
+    if offsets is None:
+        return None, None
+    word_starts = [match.start() for match in re.finditer(r"\S+", text[: offsets[spans[-1][1] - 1][1]])]
+    words = scored_bytes = 0
+    for first, end in spans:
+        # Blank space between two tokens belongs to the later one, so that adjacent runs add up to the whole.
+        a, b = offsets[first - 1][1] if first else 0, offsets[end - 1][1]
+        words += bisect_left(word_starts, b) - bisect_left(word_starts, a)
+        scored_bytes += len(text[a:b].encode())
+    return words, scored_bytes
+
+
+def _calibration(source: Source, tokenizer: Any, rest: list[int], start: list[int],  # noqa: ANN401
+                 body: int) -> torch.Tensor | None:
+    ids = _encode(tokenizer, source.calibration)[0] if source.calibration else rest
+    count = min(CALIBRATION_WINDOWS, len(ids) // body)
+    if not count:
+        return None
+    return torch.tensor([start + ids[i * body : (i + 1) * body] for i in range(count)])
+
+
+def with_floor(passage: Passage, source: Source) -> Passage:
+    """The passage with the perplexity of the grammar that wrote it.
+
+    Each window holds BOS and one document, a line of the text, so the grammar's probability of every scored
+    token given the window is exact; the floor is exp of their mean negative logarithm.
+    """
+    from pytest_llmslim.embedded.grammar import Grammar, floor_perplexity
+
+    ids = {word: i for i, word in enumerate(Grammar().words)}
+    lines = source.text.split("\n")[: len(passage.windows)]
+    return replace(passage, floor=floor_perplexity([[ids[word] for word in line.split()] for line in lines]))

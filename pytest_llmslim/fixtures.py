@@ -1,0 +1,59 @@
+"""The public fixtures. They import nothing heavy until a test asks for one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmslim.plugin import session_of
+
+if TYPE_CHECKING:
+    from pytest_llmslim.bench import Bench
+    from pytest_llmslim.collection import Case
+    from pytest_llmslim.evals.text import Passage
+    from pytest_llmslim.models.loading import LoadedModel
+    from pytest_llmslim.session import Candidate
+
+
+@pytest.fixture(scope="session")
+def llm_case(request: pytest.FixtureRequest) -> Case:
+    """Model and recipe of this parametrised test (from `--llm-model`, `--llm-recipe` and the marker)."""
+    case: Case = request.param
+    return case
+
+
+@pytest.fixture
+def llm(request: pytest.FixtureRequest, llm_case: Case) -> Bench:
+    """Measures a candidate against its reference: `llm.measure()`, `llm.reference`, `llm.candidate`, `llm.text`."""
+    from pytest_llmslim import benchmark_figures, marker
+    from pytest_llmslim.bench import Bench
+    from pytest_llmslim.collection import key_names
+    from pytest_llmslim.plugin import RECORDS
+
+    session = session_of(request.config)
+    limits = {key: value for key, value in llm_case.keywords.items() if key in marker.THRESHOLDS}
+    suite, test = key_names(request.node)
+    shown = partial(benchmark_figures.show, request)
+    bench = Bench(session, llm_case, suite, test, session.settings.thresholds(**limits), shown)
+    request.node.stash[RECORDS] = bench.records
+    return bench
+
+
+@pytest.fixture
+def llm_reference(llm: Bench) -> LoadedModel:
+    """The original model: `.module`, `.tokenizer`, `.name`."""
+    return llm.reference
+
+
+@pytest.fixture
+def llm_candidate(llm: Bench) -> Candidate:
+    """The model compressed by this test's recipe: `.module`, `.build`, `.integrity`."""
+    return llm.candidate
+
+
+@pytest.fixture
+def llm_text(llm: Bench) -> Passage:
+    """The windows of tokens on which both models are run."""
+    return llm.text

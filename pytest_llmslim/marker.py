@@ -1,0 +1,55 @@
+"""The marker `llm`: what one test says about models, recipes and thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pytest_llmslim.errors import SettingError
+
+THRESHOLDS = ("max_perplexity_increase", "max_time_increase", "max_energy_increase", "max_opt")
+KEYWORDS = ("model", "models", "recipe", "recipes", *THRESHOLDS)
+
+HELP = (
+    'llm(*, model=None, models=(), recipe=None, recipes=(), max_perplexity_increase=None, max_time_increase=None, '
+    'max_energy_increase=None, max_opt=None): what a test of a compressed language model measures and what it '
+    'will not ship, e.g. llm(model="gpt2", recipe="int4", max_perplexity_increase="3%", max_opt=0.9). '
+    "The nearest marker wins for each keyword; all win over the command line."
+)
+
+
+def read(markers: Iterable[Any]) -> dict[str, Any]:
+    """The keywords of a test's `llm` markers, nearest first; `recipes` and `models` as tuples.
+
+    Raises:
+        SettingError: a positional argument, an unknown keyword, or both forms of one.
+    """
+    found: dict[str, Any] = {}
+    for marker in markers:
+        _check(marker)
+        for key, value in _plural(marker.kwargs).items():
+            found.setdefault(key, value)
+    return found
+
+
+def _check(marker: Any) -> None:  # noqa: ANN401  # pytest.Mark
+    if marker.args:
+        raise SettingError(f"@pytest.mark.llm takes keywords only, got {marker.args[0]!r}; it knows "
+                           f"{', '.join(sorted(KEYWORDS))}.")
+    unknown = sorted(set(marker.kwargs) - set(KEYWORDS))
+    if unknown:
+        raise SettingError(f"@pytest.mark.llm has no keyword {unknown[0]!r}; it knows {', '.join(sorted(KEYWORDS))}.")
+
+
+def _plural(keywords: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in keywords.items() if value is not None}
+    for one, many in (("model", "models"), ("recipe", "recipes")):
+        if one in plain and many in plain:
+            raise SettingError(f"@pytest.mark.llm takes {one} or {many}, got both.")
+        if one in plain:
+            plain[many] = (plain.pop(one),)
+        if isinstance(plain.get(many), str):
+            raise SettingError(f"@pytest.mark.llm({many}=...) is a list, got {plain[many]!r}; write {one}= for one.")
+        if many in plain:
+            plain[many] = tuple(str(item) for item in plain[many])
+    return plain

@@ -1,0 +1,185 @@
+"""The pytest plugin: hooks only, in the order in which pytest calls them.
+
+It is loaded in every run of every project in which the package is installed. So it imports the option table and
+nothing else; rooms are imported inside the hooks that need them, which run only when a test uses our fixtures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmslim import settings
+from pytest_llmslim.errors import SlimError
+
+if TYPE_CHECKING:
+    from pytest_llmslim.records import Record
+    from pytest_llmslim.session import Session
+
+SETTINGS = pytest.StashKey[settings.Settings]()
+SESSION = pytest.StashKey["Session"]()
+RECORDS = pytest.StashKey["list[Record]"]()
+ERRORS = pytest.StashKey[list[str]]()
+
+MARKER = (
+    "llm(*, model, models, recipe, recipes, max_perplexity_increase, max_time_increase, max_energy_increase, max_opt): "
+    "what a test of a compressed language model measures and what it will not ship; the nearest marker wins, "
+    'over the command line. Example: llm(model="gpt2", recipe="int4", max_perplexity_increase="3%").'
+)
+
+
+# Options and set-up -----------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare `--llm-*`, `llm_*` and `LLMSLIM_*`."""
+    settings.add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks through which others add methods."""
+    from pytest_llmslim import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker and the fixtures."""
+    from pytest_llmslim import fixtures
+
+    config.addinivalue_line("markers", MARKER)
+    config.pluginmanager.register(fixtures, "llmslim-fixtures")
+    config.stash[ERRORS] = []
+    if not hasattr(config, "workerinput"):  # workers send their records; the controller keeps them
+        from pytest_llmslim.ledger import Ledger
+
+        config.pluginmanager.register(Ledger(config), "llmslim-ledger")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What is not default, with its source; nothing in a run without our options."""
+    try:
+        changed = settings.not_default(config)
+    except SlimError as error:
+        raise pytest.UsageError(str(error)) from None
+    return [f"llmslim: {', '.join(changed)}"] if changed else []
+
+
+# Collection -------------------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise tests that use our fixtures by model and recipe."""
+    if "llm_case" not in metafunc.fixturenames:
+        return
+    from pytest_llmslim import collection
+
+    config = metafunc.config
+    config.stash[ERRORS] += collection.parametrize(metafunc, settings_of(config))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse what cannot run, then sort so that each model is loaded and each candidate built once."""
+    if not any("llm_case" in getattr(item, "fixturenames", ()) for item in items):
+        return
+    from pytest_llmslim import collection
+
+    _refuse(config)
+    kept, dropped = collection.arrange(items)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
+
+
+def _refuse(config: pytest.Config) -> None:
+    """One usage error for all that is wrong, before anything runs."""
+    from pytest_llmslim import baselines
+
+    errors = list(dict.fromkeys(config.stash[ERRORS]))
+    try:
+        baselines.load_all(settings_of(config).baseline)
+    except SlimError as error:
+        errors.append(str(error))
+    if errors:
+        raise pytest.UsageError("\n".join(errors))
+
+
+# Running ----------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Show what a user can mend as one sentence, without a traceback."""
+    return (yield from _sentences())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail the test after its body when a verdict says so: JUnit, xfail and xdist all see it."""
+    result = yield from _sentences()
+    records = item.stash.get(RECORDS, None)
+    if records:
+        from pytest_llmslim import gate
+
+        message = gate.failure([v for record in records for v in record.verdicts],
+                               strict=settings_of(item.config).strict)
+        if message:
+            pytest.fail(message, pytrace=False)
+    return result
+
+
+def _sentences() -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except SlimError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Put the records on the report as plain builtins: xdist carries them to the controller."""
+    report: pytest.TestReport = yield
+    records = item.stash.get(RECORDS, None)
+    if "llm_case" in getattr(item, "fixturenames", ()):
+        from pytest_llmslim import collection, ledger
+
+        case = collection.case_of(item)
+        report.llmslim_label = case.id if case else item.name  # type: ignore[attr-defined]
+        if report.when == "call" and records:
+            ledger.attach(report, records)
+    return report
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let models and meters go."""
+    session = config.stash.get(SESSION, None)
+    if session is not None:
+        session.close()
+
+
+# Access for fixtures ----------------------------------------------------------------------------------------
+
+
+def settings_of(config: pytest.Config) -> settings.Settings:
+    """The run's settings, resolved once."""
+    if SETTINGS not in config.stash:
+        try:
+            config.stash[SETTINGS] = settings.resolve(config)
+        except SlimError as error:
+            raise pytest.UsageError(str(error)) from None
+    return config.stash[SETTINGS]
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The run's state; made when the first test asks for it."""
+    if SESSION not in config.stash:
+        from pytest_llmslim.reports.progress import progress_of
+        from pytest_llmslim.session import Session
+
+        workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+        config.stash[SESSION] = Session(settings_of(config), workers)
+        config.stash[SESSION].progress = progress_of(config)
+    return config.stash[SESSION]

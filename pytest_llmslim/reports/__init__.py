@@ -1,0 +1,1 @@
+"""Reports: records in, text out. A report formats; it never computes."""

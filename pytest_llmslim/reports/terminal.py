@@ -1,0 +1,181 @@
+"""The summary on the terminal: per model one row a recipe, ranked by opt among those that pass."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_llmslim import units
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_llmslim.records import Estimate, Reading, Record
+
+Line = tuple[str, tuple[str, ...]]
+"""Text, and the names of pytest's terminal markup."""
+
+HEAD = ("", "recipe", "perplexity", "ratio [95 %]", "time", "energy", "bytes", "KL", "top-1", "opt", "verdict")
+MARK = {"estimated": "~", "sampled": "^", "measured": ""}
+COLOUR = {"failed": ("red",), "inconclusive": ("yellow",), "not comparable": ("yellow",)}
+
+
+class Shown(NamedTuple):
+    """What the summary is made of; `changes` are lines about the baselines that were written."""
+
+    records: tuple[Record, ...]
+    unmeasured: tuple[tuple[str, str], ...]
+    changes: tuple[str, ...]
+    troubles: tuple[str, ...]
+    baseline: str
+    results: str
+    update: bool
+    verbose: bool
+
+
+def lines(shown: Shown) -> list[Line]:
+    """The summary, line by line."""
+    out: list[Line] = []
+    for group in _groups(shown.records):
+        out += _model(group, shown.verbose)
+    out += [(f"not measured: {label}: {reason}", ("yellow",)) for label, reason in shown.unmeasured]
+    if shown.records:
+        out += _legend(shown.records)
+        out += _verdicts(shown.records)
+        out += _compared(shown)
+    out += [(trouble, ("red",)) for trouble in shown.troubles]
+    return out
+
+
+def ranked(records: Iterable[Record]) -> list[Record]:
+    """Best first: those that did not fail by opt, then those without opt, then what failed."""
+
+    def order(record: Record) -> tuple[bool, bool, float]:
+        return record.outcome == "failed", record.opt.value is None, record.opt.value or math.inf
+
+    return sorted(records, key=order)
+
+
+def _groups(records: Sequence[Record]) -> list[list[Record]]:
+    """Records that share model and protocol: only these stand in one table."""
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.key.model, record.protocol, record.profile), []).append(record)
+    return list(groups.values())
+
+
+def _model(records: Sequence[Record], verbose: bool) -> list[Line]:
+    best = ranked(records)
+    rows = [HEAD, *(_row(i, record) for i, record in enumerate(best, 1))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    out: list[Line] = [(text, ("bold",)) for text in _about(best[0])]
+    for row, record in zip(rows, [None, *best], strict=True):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        out.append((text, COLOUR.get(record.outcome, ()) if record else ()))
+        if verbose and record:
+            out += [(f"      {detail}", ()) for detail in details(record)]
+    winner = next((r for r in best if r.outcome != "failed" and r.opt.known and r.integrity.status != "control"), None)
+    if winner:
+        out.append((f"lowest opt: {winner.key.recipe} with {_score(winner.opt)}; "
+                    f"{winner.integrity.sentence}", ("green",)))
+    return [*out, ("", ())]
+
+
+def _about(record: Record) -> list[str]:
+    """The reference, the protocol and the profile, once per table."""
+    side, protocol, profile = record.reference, record.protocol, record.profile
+    floor = f", floor {units.significant(record.floor, 4)}" if record.floor else ""
+    start = f"BOS + {protocol.window - 1}" if protocol.bos else f"{protocol.window} without BOS"
+    step = "" if protocol.name == "window" else f", stride {protocol.stride}"
+    return [
+        f"{record.key.model}: {side.parameters:,} parameters, {units.size(side.stored_bytes)} in {protocol.dtype}, "
+        f"perplexity {units.significant(side.perplexity, 4)}{floor}, {units.seconds(side.time_s.value)} a window "
+        f"({record.time.source if record.time.known else side.time_s.source})",
+        f"text {protocol.text} (sha256 {protocol.text_sha256[:12]}), {protocol.tokens:,} tokens scored in "
+        f"{protocol.windows} windows of {start}{step}; profile {profile.name}: "
+        f"opt = Q ({profile.alpha:g} T + {profile.beta:g} E), Q = ratio^1.5, lower is better",
+    ]
+
+
+def _row(rank: int, record: Record) -> tuple[str, ...]:
+    over = f" ({units.percent(record.candidate.perplexity / record.floor - 1)} floor)" if record.floor else ""
+    return (
+        str(rank), record.key.recipe, units.significant(record.candidate.perplexity, 4) + over,
+        units.ratio(record.perplexity.value, record.perplexity.low, record.perplexity.high),
+        _cost(record.time), _cost(record.energy), _cost(record.stored_bytes, interval=False),
+        units.significant(record.divergence.mean_kl), units.percent(record.divergence.top1, signed=False),
+        _score(record.opt), record.outcome,
+    )
+
+
+def _cost(estimate: Estimate, *, interval: bool = True) -> str:
+    if not estimate.known:
+        return "simulated" if estimate.method == "simulated" else "-"
+    bounds = (estimate.low, estimate.high) if interval else (None, None)
+    return MARK.get(estimate.method, "") + units.ratio(estimate.value, *bounds)
+
+
+def _score(estimate: Estimate) -> str:
+    if not estimate.known:
+        return "-"
+    return MARK.get(estimate.method, "") + units.ratio(estimate.value)
+
+
+def _legend(records: Sequence[Record]) -> list[Line]:
+    """What the marks mean, and why numbers are absent; each said once."""
+    energies = {record.energy.method: record.reference.energy_j.source for record in records if record.energy.known}
+    out = []
+    if "estimated" in energies:
+        out.append(f"~ energy is estimated by a model ({energies['estimated']}), not measured; it is shown and ranked, "
+                   "and gated only with --llm-gate-estimated or max_opt")
+    if "sampled" in energies:
+        out.append(f"^ energy is integrated from power samples ({energies['sampled']})")
+    if any(record.integrity.status == "simulated" for record in records):
+        out.append("simulated: weights are rounded or zeroed but stored and multiplied in full, so there is no cost to show")
+    reasons = {record.energy.reason for record in records if record.energy.method == "unmeasured"}
+    out += [f"- energy unmeasured: {reason}" for reason in sorted(reasons)]
+    notes = dict.fromkeys(note for record in records for note in record.notes)
+    return [(line, ()) for line in [*out, *notes]]
+
+
+def _verdicts(records: Sequence[Record]) -> list[Line]:
+    """The sentence of everything that did not simply pass, worst first; `new` is counted elsewhere."""
+    out: list[Line] = []
+    for outcome in ("failed", "inconclusive", "not comparable"):
+        out += [(f"{outcome}: {verdict.sentence}", COLOUR[outcome]) for record in records
+                for verdict in record.verdicts if verdict.outcome == outcome]
+    return out
+
+
+def _compared(shown: Shown) -> list[Line]:
+    """What was compared with which baseline, and the next command."""
+    against = [{v.outcome for v in record.verdicts if v.against == "baseline"} for record in shown.records]
+    new = sum("new" in outcomes for outcomes in against)
+    apart = sum("not comparable" in outcomes for outcomes in against)
+    compared = sum(bool(outcomes - {"new", "not comparable"}) for outcomes in against)
+    if shown.update:
+        out: list[Line] = [(f"baselines written to {shown.baseline}: {len(shown.changes)} changes", ("bold",))]
+        out += [(f"  {change}", ()) for change in shown.changes]
+    else:
+        out = [(f"baselines in {shown.baseline}: {compared} compared, {new} new, {apart} not comparable in part", ())]
+        if new:
+            out.append(("next: add --llm-update to store what was measured as the baseline", ()))
+    return [*out, (f"results: {shown.results}/results.jsonl, summary.json", ())]
+
+
+def details(record: Record) -> list[str]:
+    """With `-v`: where every number came from."""
+    build, candidate = record.build, record.candidate
+    out = [f"{step}" for step in build.steps]
+    out.append(f"built in {units.reading(build.time_s)}, energy {_reading(build.energy_j)}; {record.integrity.sentence}")
+    out.append(f"time {units.reading(candidate.time_s)} a window ({candidate.time_s.source}), wall "
+               f"{units.ratio(record.wall.value, record.wall.low, record.wall.high)}, energy {_reading(candidate.energy_j)}, "
+               f"peak memory {_reading(candidate.peak_memory)}")
+    if candidate.word_perplexity and candidate.byte_perplexity:
+        out.append(f"perplexity per word {units.significant(candidate.word_perplexity, 4)}, "
+                   f"per byte {units.significant(candidate.byte_perplexity, 4)}")
+    return out + [f"{verdict.outcome}: {verdict.sentence}" for verdict in record.verdicts]
+
+
+def _reading(reading: Reading) -> str:
+    return f"unmeasured ({reading.reason})" if reading.value is None else f"{units.reading(reading)} ({reading.source})"

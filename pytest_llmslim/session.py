@@ -1,0 +1,240 @@
+"""The state of a run: the loaded reference, its text, the energy meter and the stored baselines.
+
+One reference and one candidate are held at a time; tests are sorted so that each is made once.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_llmslim.baselines import Store
+from pytest_llmslim.collection import Case, model_label
+from pytest_llmslim.errors import CompressionError, ModelError, SettingError, SlimError
+from pytest_llmslim.evals import text as texts
+from pytest_llmslim.fingerprint import machine_fingerprint
+from pytest_llmslim.integrity import check
+from pytest_llmslim.meters.clock import Stopwatch
+from pytest_llmslim.meters.ladder import choose_energy_meter
+from pytest_llmslim.methods import Context
+from pytest_llmslim.models.loading import LoadedModel, load_model
+from pytest_llmslim.models.storage import copy_model, weights_hash
+from pytest_llmslim.recipe import instantiate
+from pytest_llmslim.records import Build, Integrity, Reading
+
+if TYPE_CHECKING:
+    from pytest_llmslim.evals.text import Passage
+    from pytest_llmslim.measure import Progress
+    from pytest_llmslim.meters import Meter
+    from pytest_llmslim.settings import Settings
+
+DEFAULT_WINDOW = 512
+Compress = Callable[[torch.nn.Module], torch.nn.Module | None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compressed model with what making it cost and whether anything was compressed."""
+
+    name: str
+    module: torch.nn.Module
+    weights_hash: str
+    build: Build
+    integrity: Integrity
+
+
+class Session:
+    """Everything that tests of one run share."""
+
+    def __init__(self, settings: Settings, workers: int = 1) -> None:
+        self.settings = settings
+        self.workers = workers
+        self.device = _device(settings.device)
+        self.store = Store(settings.baseline)
+        self.progress: Callable[[str], Progress] | None = None
+        self._reference: LoadedModel | None = None
+        self._reference_hash = ""
+        self._candidate: tuple[str, str, Candidate] | None = None
+        self._passage: tuple[str, Passage] | None = None
+        self._meter: Meter | None = None
+
+    @property
+    def meter(self) -> Meter:
+        """The best energy meter of this machine; opened at the first measurement."""
+        if self._meter is None:
+            self._meter = choose_energy_meter(self.device)
+        return self._meter
+
+    def fingerprint(self) -> dict[str, str]:
+        """What makes timings of two machines comparable."""
+        return machine_fingerprint(device=self.device, threads=self.settings.threads, dtype=self.settings.dtype,
+                                   energy_source=self.meter.source)
+
+    def reference(self, model: str) -> LoadedModel:
+        """The original model; the one before it is let go first."""
+        if self._reference is None or self._reference.name != model:
+            self._reference = self._candidate = self._passage = None
+            self._free()
+            torch.set_num_threads(self.settings.threads)
+            self._reference = load_model(model, device=self.device, dtype=self.settings.dtype,
+                                         trust_remote_code=self.settings.trust_remote_code)
+            self._reference_hash = weights_hash(self._reference.module)
+        return self._reference
+
+    def reference_hash(self, model: str) -> str:
+        """sha256 of the reference's weights."""
+        self.reference(model)
+        return self._reference_hash
+
+    def passage(self, model: str) -> Passage:
+        """The text for this model, cut by its tokenizer."""
+        if self._passage is None or self._passage[0] != model:
+            self._passage = (model, self._cut(self.reference(model)))
+        return self._passage[1]
+
+    def _cut(self, reference: LoadedModel) -> Passage:
+        from pytest_llmslim.embedded.grammar import DOCUMENT_TOKENS
+
+        settings = self.settings
+        aligned = DOCUMENT_TOKENS + 1  # BOS and one document
+        own_text = reference.source == "embedded" and settings.text is None
+        longest = getattr(reference.module.config, "max_position_embeddings", None)
+        window = settings.window or (aligned if own_text else min(DEFAULT_WINDOW, longest or DEFAULT_WINDOW))
+        if settings.text is not None:
+            source = texts.read_text(settings.text)
+        elif own_text:
+            source = texts.grammar_text(-(-settings.tokens // DOCUMENT_TOKENS) + 1)
+        else:
+            source = texts.reference_manual()
+        passage = texts.cut(source, reference.tokenizer, tokens=settings.tokens, window=window, stride=settings.stride,
+                            bos=settings.bos, dtype=settings.dtype, longest=longest)
+        return texts.with_floor(passage, source) if own_text and window == aligned else passage
+
+    # Candidates -------------------------------------------------------------------------------------------
+
+    def candidate(self, case: Case) -> Candidate:
+        """The candidate that the case's recipe builds."""
+        if case.recipe is None:
+            raise SettingError("llm.measure() needs a candidate: give the test a recipe, e.g. "
+                               '@pytest.mark.llm(recipe="int4"), or pass a function, a model or a folder.')
+        if self._candidate is None or self._candidate[:2] != (case.model, case.recipe.text):
+            self._let_go()
+            candidate = self._build(case.model, case.recipe.text, self._recipe_steps(case), case.recipe.control)
+            self._candidate = (case.model, case.recipe.text, candidate)
+        return self._candidate[2]
+
+    def _recipe_steps(self, case: Case) -> Callable[[], tuple[torch.nn.Module, list[str], list[str]]]:
+        if case.recipe is None:
+            raise LookupError(case.id)
+        methods = [instantiate(step, case.registry) for step in case.recipe.steps]
+        reference = self.reference(case.model)
+        context = Context(self.passage(case.model).calibration, self.settings.seed, self.device, reference.family,
+                          case.label)
+
+        def build() -> tuple[torch.nn.Module, list[str], list[str]]:
+            module = copy_model(reference.module)
+            sentences, simulated = [], []
+            for method in methods:
+                applied = method.compress(module, context)
+                module = applied.module
+                sentences.append(applied.sentence)
+                simulated += [applied.simulated] if applied.simulated else []
+            return module, sentences, simulated
+
+        return build
+
+    def bring(self, case: Case, given: torch.nn.Module | Compress | str | Path, label: str | None) -> Candidate:
+        """A candidate that the user brings: a module, a function of a copy of the reference, or a folder.
+
+        Raises:
+            CompressionError: the function raised, or returned something that is no model.
+            ModelError: the folder cannot be loaded.
+            NothingCompressedError: it equals the reference.
+        """
+        self._let_go()
+        reference = self.reference(case.model)
+
+        def build() -> tuple[torch.nn.Module, list[str], list[str]]:
+            if isinstance(given, torch.nn.Module):
+                return given, ["brought as a module"], []
+            if isinstance(given, str | Path):
+                loaded = load_model(str(given), device=self.device, dtype=self.settings.dtype,
+                                    trust_remote_code=self.settings.trust_remote_code)
+                return loaded.module, [f"loaded from {model_label(str(given))}"], []
+            module = _apply(given, copy_model(reference.module))
+            return module.to(self.device).eval().requires_grad_(False), [f"made by {_name(given)}"], []
+
+        return self._build(case.model, label or _name(given), build, control=False)
+
+    def _build(self, model: str, name: str, build: Callable[[], tuple[torch.nn.Module, list[str], list[str]]],
+               control: bool) -> Candidate:
+        """Run `build` under clock and meter, and look whether anything was compressed."""
+        reference = self.reference(model)
+        stopwatch = Stopwatch(self.device)
+        self.meter.start()
+        stopwatch.start()
+        try:
+            module, sentences, simulated = build()
+        finally:
+            ticks = stopwatch.stop()
+            energy = self.meter.stop()
+        module.eval()
+        try:
+            integrity = check(reference.module, module, control=control, simulated=tuple(simulated))
+        except SlimError as error:
+            raise type(error)(f"{name} on {model_label(model)}: {error}") from None
+        seconds = Reading(max(ticks.wall_ns, 1) / 1e9, "s", "perf_counter", "measured", 1e-9)
+        return Candidate(name, module, weights_hash(module), Build(seconds, energy, tuple(sentences)), integrity)
+
+    def _let_go(self) -> None:
+        self._candidate = None
+        self._free()
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Let models go and stop the meter."""
+        self._reference = self._candidate = self._passage = None
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
+        self._free()
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError(f"--llm-device {name} needs a CUDA device, and torch sees none; use cpu or auto.")
+    return name
+
+
+def _apply(function: Compress, module: torch.nn.Module) -> torch.nn.Module:
+    try:
+        result = function(module)
+    except SlimError:
+        raise
+    except Exception as error:
+        raise CompressionError(f"{_name(function)} failed while compressing ({type(error).__name__}: {error}).") from error
+    result = module if result is None else result  # a function that changes its argument in place
+    if not isinstance(result, torch.nn.Module):
+        raise CompressionError(f"{_name(function)} returns the compressed model or None, got {type(result).__name__}.")
+    return result
+
+
+def _name(given: Any) -> str:  # noqa: ANN401
+    if isinstance(given, str | Path):
+        return model_label(str(given))
+    if isinstance(given, torch.nn.Module):
+        return type(given).__name__
+    if not callable(given):
+        raise ModelError(f"A candidate is a function, a model or a folder, got {type(given).__name__}.")
+    return str(getattr(given, "__name__", type(given).__name__))

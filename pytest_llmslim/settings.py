@@ -1,0 +1,316 @@
+"""Every option, declared once: command line, environment variable and ini value come from one table.
+
+This module is imported in every pytest run, so it holds plain tuples and imports nothing heavy.
+Precedence: command line, then environment (`LLMSLIM_*`), then ini (`llm_*`), then the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pytest_llmslim.errors import SettingError, SlimError
+
+if TYPE_CHECKING:
+    from pytest_llmslim.gate import Thresholds
+    from pytest_llmslim.records import Profile
+
+
+class Option(NamedTuple):
+    """One setting. `kind` is `text`, `list`, `path`, `int`, `flag`, `percent` or `number`."""
+
+    name: str
+    kind: str
+    default: object
+    metavar: str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """As written on the command line."""
+        return f"--llm-{self.name}"
+
+    @property
+    def ini(self) -> str:
+        """As written in an ini file."""
+        return f"llm_{self.name.replace('-', '_')}"
+
+    @property
+    def env(self) -> str:
+        """As written in the environment."""
+        return f"LLMSLIM_{self.name.replace('-', '_').upper()}"
+
+    @property
+    def dest(self) -> str:
+        """Attribute on the parsed options."""
+        return self.ini
+
+
+EMBEDDED_MODELS = ("embedded:gpt2", "embedded:llama")
+
+# Help texts: what it does, in one sentence, values in plain words; the default is appended.
+OPTIONS: tuple[Option, ...] = (
+    Option("model", "list", EMBEDDED_MODELS, "MODEL",
+           "Reference model: Hugging Face id, folder, .gguf file or embedded:NAME; repeatable."),
+    Option("recipe", "list", (), "RECIPE",
+           "Compression steps joined by +, e.g. ah90+int4; narrows or replaces a suite's list; repeatable."),
+    Option("profile", "text", "balanced", "PROFILE",
+           "Weights of time and energy in opt: balanced, energy, runtime, or ALPHA:BETA."),
+    Option("text", "path", None, "FILE",
+           "UTF-8 text on which quality is measured; without it the grammar's text for embedded models "
+           "and Python's own reference manual for others."),
+    Option("tokens", "int", 8192, "N", "Tokens of the text to pass through each model."),
+    Option("window", "int", None, "N", "Tokens in a forward pass, BOS included; 256 for embedded models, else 512."),
+    Option("stride", "int", None, "N", "Overlap windows and score only the last N tokens of each."),
+    Option("bos", "text", "auto", "WHEN",
+           "Start every window with the BOS token: always, never, or auto (as the tokenizer does)."),
+    Option("rounds", "int", None, "N", "Pairs of reference and candidate to time; 48, or 16 when a pair takes seconds."),
+    Option("device", "text", "auto", "DEVICE", "cpu, cuda, cuda:N, or auto."),
+    Option("dtype", "text", "float32", "DTYPE", "In which the reference runs: float32, bfloat16 or float16."),
+    Option("threads", "int", 1, "N", "CPU threads of the models; gates are steadiest with one."),
+    Option("seed", "int", 0, "N", "Seed of everything random: order of pairs, padding, sampling in methods."),
+    Option("max-perplexity-increase", "percent", None, "PCT", "Fail when perplexity grows by more, e.g. 3%%."),
+    Option("max-time-increase", "percent", None, "PCT", "Fail when time grows by more, e.g. 10%%."),
+    Option("max-energy-increase", "percent", None, "PCT", "Fail when energy grows by more, e.g. 10%%."),
+    Option("max-opt", "number", None, "SCORE", "Fail when opt is higher; 1 is the reference itself."),
+    Option("gate-estimated", "flag", False, "", "Gate estimated energy too, not only measured energy."),
+    Option("strict", "flag", False, "", "Fail on what could not be decided or compared, instead of warning."),
+    Option("baseline", "path", "baselines", "DIR", "Where stored baselines are."),
+    Option("update", "flag", False, "", "Write what was measured as the new baseline."),
+    Option("require-baseline", "flag", False, "", "Fail when a measurement has no baseline."),
+    Option("results", "path", "llm-results", "DIR", "Where results.jsonl and summary.json go."),
+    Option("trust-remote-code", "flag", False, "", "Run code that comes with a model."),
+)
+
+BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
+
+
+class Sourced(NamedTuple):
+    """A value and where it came from: `command line`, `LLMSLIM_X`, `ini` or `default`."""
+
+    value: Any
+    source: str
+
+
+def add_options(parser: Any) -> None:  # noqa: ANN401  # pytest.Parser, which this layer does not import
+    """Declare every option and ini value on a pytest parser.
+
+    Defaults on the command line are always `None`, flags included: only so can an ini value be told from silence.
+    """
+    group = parser.getgroup("llmslim", "compressed language models (pytest-llmslim)")
+    for option in OPTIONS:
+        group.addoption(option.flag, dest=option.dest, default=None, help=_help(option), **_argument(option))
+        parser.addini(option.ini, help=f"{option.help.replace('%%', '%')} ({option.flag})",
+                      type="linelist" if option.kind == "list" else "string", default=None)
+
+
+def _argument(option: Option) -> dict[str, Any]:
+    if option.kind == "flag":
+        return {"action": argparse.BooleanOptionalAction}
+    argument: dict[str, Any] = {"metavar": option.metavar, "type": _converter(option)}
+    if option.kind == "list":
+        argument["action"] = "append"
+    return argument
+
+
+def _help(option: Option) -> str:
+    if option.default in (None, (), False):
+        return option.help
+    default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
+    return f"{option.help} Default: {default}."
+
+
+def _converter(option: Option) -> Callable[[str], object]:
+    def convert(text: str) -> object:
+        try:
+            return parse_value(option, text, option.flag)
+        except SlimError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    convert.__name__ = option.kind
+    return convert
+
+
+def parse_value(option: Option, text: str, where: str) -> object:
+    """The value of `option` written as `text`; `where` names the place for the error.
+
+    Raises:
+        SettingError: the text does not fit the option's kind.
+    """
+    if option.kind == "int":
+        return _integer(option, text, where)
+    if option.kind == "flag":
+        return _boolean(text, where)
+    if option.kind == "percent":
+        from pytest_llmslim.units import parse_percent
+
+        return parse_percent(text, where)
+    if option.kind == "number":
+        return _positive(text, where)
+    if not text.strip():
+        raise SettingError(f"{where} needs a value, got an empty text.")
+    return _checked(option, text, where)
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "bos": ("auto", "always", "never"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
+
+
+def _checked(option: Option, text: str, where: str) -> str:
+    choices = CHOICES.get(option.name)
+    if choices and text not in choices:
+        raise SettingError(f"{where} is one of {', '.join(choices)}, got {text!r}.")
+    if option.name == "profile":
+        from pytest_llmslim.score import parse_profile
+
+        parse_profile(text, where)
+    if option.name == "device" and text not in ("auto", "cpu", "cuda") and not (
+        text.startswith("cuda:") and text[5:].isdigit()
+    ):
+        raise SettingError(f"{where} is cpu, cuda, cuda:N or auto, got {text!r}.")
+    return text
+
+
+def _integer(option: Option, text: str, where: str) -> int:
+    least = {"seed": 0, "window": 2, "tokens": 2}.get(option.name, 1)
+    try:
+        value = int(text)
+    except ValueError:
+        raise SettingError(f"{where} is a whole number, got {text!r}.") from None
+    if value < least:
+        raise SettingError(f"{where} is at least {least}, got {value}.")
+    return value
+
+
+def _positive(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise SettingError(f"{where} is a number above 0, got {text!r}.")
+    return value
+
+
+def _boolean(text: str, where: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.strip().lower() not in words:
+        raise SettingError(f"{where} is true or false, got {text!r}.")
+    return words[text.strip().lower()]
+
+
+class Settings:
+    """All settings of a run, resolved, with the source of each.
+
+    Attributes have the options' names with underscores; `sources` maps a name to its `Sourced` value.
+    """
+
+    def __init__(self, values: Mapping[str, Sourced], root: Path, invocation: Path) -> None:
+        self.sources = dict(values)
+        plain = {name: sourced.value for name, sourced in values.items()}
+        self.models: tuple[str, ...] = tuple(plain["model"])
+        self.recipes: tuple[str, ...] = tuple(plain["recipe"])
+        self.profile_text: str = plain["profile"]
+        self.text: Path | None = invocation / plain["text"] if plain["text"] else None
+        self.tokens: int = plain["tokens"]
+        self.window: int | None = plain["window"]
+        self.stride: int | None = plain["stride"]
+        self.bos: str = plain["bos"]
+        self.rounds: int | None = plain["rounds"]
+        self.device: str = plain["device"]
+        self.dtype: str = plain["dtype"]
+        self.threads: int = plain["threads"]
+        self.seed: int = plain["seed"]
+        self.max_perplexity_increase: float | None = plain["max-perplexity-increase"]
+        self.max_time_increase: float | None = plain["max-time-increase"]
+        self.max_energy_increase: float | None = plain["max-energy-increase"]
+        self.max_opt: float | None = plain["max-opt"]
+        self.gate_estimated: bool = plain["gate-estimated"]
+        self.strict: bool = plain["strict"]
+        self.baseline: Path = self._folder("baseline", root, invocation)
+        self.update: bool = plain["update"]
+        self.require_baseline: bool = plain["require-baseline"]
+        self.results: Path = self._folder("results", root, invocation)
+        self.trust_remote_code: bool = plain["trust-remote-code"]
+
+    def _folder(self, name: str, root: Path, invocation: Path) -> Path:
+        """A folder given on the command line lies where the user stands; others lie beside the ini file."""
+        sourced = self.sources[name]
+        return (invocation if sourced.source == "command line" else root) / sourced.value
+
+    @property
+    def profile(self) -> Profile:
+        """The weights of time and energy."""
+        from pytest_llmslim.score import parse_profile
+
+        return parse_profile(self.profile_text)
+
+    def thresholds(self, **marked: object) -> Thresholds:
+        """The thresholds of one test: what its marker says, else the run's."""
+        from pytest_llmslim.gate import Thresholds
+
+        names = ("max_perplexity_increase", "max_time_increase", "max_energy_increase", "max_opt")
+        values = {name: getattr(self, name) for name in names}
+        for name, value in marked.items():
+            option = BY_NAME[name.replace("_", "-")]
+            values[name] = parse_value(option, str(value), f"@pytest.mark.llm({name}=...)")
+        return Thresholds(**values)
+
+
+def resolve(config: Any, environ: Mapping[str, str] = os.environ) -> Settings:  # noqa: ANN401
+    """The settings of a pytest run.
+
+    Raises:
+        SettingError: an ini value or environment variable does not fit its option.
+    """
+    values = {option.name: lookup(config, option, environ) for option in OPTIONS}
+    return Settings(values, Path(config.rootpath), Path(config.invocation_params.dir))
+
+
+def lookup(config: Any, option: Option, environ: Mapping[str, str] = os.environ) -> Sourced:  # noqa: ANN401
+    """The value of one option and where it came from."""
+    given = config.getoption(option.dest, None)
+    if given is not None:
+        return Sourced(given, "command line")
+    if option.env in environ:
+        return Sourced(_from_text(option, environ[option.env], option.env), option.env)
+    ini = config.getini(option.ini)
+    if ini:
+        text = "\n".join(ini) if isinstance(ini, list) else ini
+        return Sourced(_from_text(option, text, f"{option.ini} in the ini file"), "ini")
+    return Sourced(option.default, "default")
+
+
+def _from_text(option: Option, text: str, where: str) -> object:
+    if option.kind != "list":
+        return parse_value(option, text, where)
+    # One entry a line, or separated by commas outside brackets: `int8, magnitude(sparsity=0.5)`.
+    return tuple(parse_value(option, part, where) for part in _split_list(text))
+
+
+def _split_list(text: str) -> list[str]:
+    parts, depth, current = [], 0, ""
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "\n" or (character == "," and depth == 0):
+            parts.append(current)
+            current = ""
+        else:
+            current += character
+    return [part.strip() for part in [*parts, current] if part.strip()]
+
+
+def not_default(config: Any, environ: Mapping[str, str] = os.environ) -> list[str]:  # noqa: ANN401
+    """One `name: value (source)` for every setting that is not the default, for the header."""
+    lines = []
+    for option in OPTIONS:
+        value, source = lookup(config, option, environ)
+        if source != "default":
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            lines.append(f"{option.name}: {shown} ({source})")
+    return lines
