@@ -1,0 +1,42 @@
+"""Meters: one file per source of energy or memory readings, and the ladder that picks one.
+
+A meter is opened once a session and read in many windows. Between `start()` and `stop()` nothing of ours
+runs, except where a source has no counter and must be sampled. A fault of a meter in the middle of a run
+costs one reading (`unmeasured`, with the reason), never the run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pytest_llmslim.records import Method, Reading
+
+__all__ = ["Meter"]
+
+
+class Meter(Protocol):
+    """Reads one quantity over windows of time.
+
+    Attributes:
+        source: what the readings come from, e.g. `nvml-counter`; equal to `Reading.source`.
+        method: the method of a reading that succeeds; readings of unlike methods never meet.
+        min_window_s: windows shorter than this many seconds are answered with `unmeasured`.
+        description: one sentence for people: devices, update period, assumptions.
+        because: why each better source was not used, one sentence each; empty for the best one.
+    """
+
+    source: str
+    method: Method
+    min_window_s: float
+    description: str
+    because: tuple[str, ...]
+
+    def start(self) -> None:
+        """Begins a window. A window that is already open is dropped."""
+
+    def stop(self) -> Reading:
+        """Ends the window and gives what was used in it; never raises for a fault of the meter."""
+
+    def close(self) -> None:
+        """Gives back threads, handles and files. A closed meter answers `unmeasured`."""
