@@ -11,7 +11,11 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SCHEMA = 1
 
@@ -22,6 +26,8 @@ weights that were only rounded or masked, so no cost may be read off it."""
 Outcome = Literal["passed", "failed", "inconclusive", "not comparable", "new"]
 
 Axis = Literal["integrity", "perplexity", "time", "energy", "opt"]
+
+WORST_FIRST: tuple[Outcome, ...] = ("failed", "inconclusive", "not comparable", "new", "passed")
 
 T = TypeVar("T")
 
@@ -67,8 +73,9 @@ def unmeasured(unit: str, source: str, reason: str) -> Reading:
 class Estimate:
     """A ratio candidate / reference (or a score) with its confidence interval.
 
-    `value`, `low` and `high` are all `None` when `method` is `unmeasured` or `simulated`; `reason` then says why.
-    `n` counts what the interval rests on: blocks for time and energy, windows of text for quality.
+    `value`, `low` and `high` are all `None` when `method` is `unmeasured` or `simulated`; `reason` then says
+    why. `n` counts what the interval rests on: blocks for time and energy, windows of text for quality. With
+    too few of them there is a value without bounds: `low` is 0 and `high` infinite.
     """
 
     value: float | None
@@ -237,9 +244,13 @@ class Record:
     @property
     def outcome(self) -> Outcome:
         """The worst outcome of all verdicts; a record without verdicts passed."""
-        order: tuple[Outcome, ...] = ("failed", "inconclusive", "not comparable", "new", "passed")
-        outcomes = {verdict.outcome for verdict in self.verdicts}
-        return next((outcome for outcome in order if outcome in outcomes), "passed")
+        return worst(self.verdicts)
+
+
+def worst(verdicts: Iterable[Verdict]) -> Outcome:
+    """The worst outcome of some verdicts; of none, `passed`."""
+    outcomes = {verdict.outcome for verdict in verdicts}
+    return next((outcome for outcome in WORST_FIRST if outcome in outcomes), "passed")
 
 
 def to_builtins(value: object) -> Any:  # noqa: ANN401  # the JSON value type is recursive
@@ -268,7 +279,7 @@ def to_builtins(value: object) -> Any:  # noqa: ANN401  # the JSON value type is
         return float(value) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, str):
         return str(value)
-    if hasattr(value, "item"):  # a numpy or torch scalar that subclasses no builtin
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # numpy or torch, but no subclass
         return to_builtins(value.item())
     raise TypeError(f"a record holds builtins, got {type(value).__name__}: {value!r}")
 
@@ -300,16 +311,21 @@ def _decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401  # follow
         return {str(k): _decode(str, v, f"{where}.{k}") for k, v in _expect(value, dict, where).items()}
     if dataclasses.is_dataclass(kind):
         return _decode_record(kind, _expect(value, dict, where), where)
-    if kind is float:
-        if value in ("inf", "-inf"):
-            return float(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-    return _expect(value, kind, where)
+    return _decode_number(value, where) if kind is float else _expect(value, kind, where)
+
+
+def _decode_number(value: Any, where: str) -> float:  # noqa: ANN401
+    if value in ("inf", "-inf"):
+        return float(value)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
+    number: float = float(value) if whole else _expect(value, float, where)
+    if not math.isfinite(number):
+        raise ValueError(f"{where} is a finite number, or the text 'inf', got {number!r}")
+    return number
 
 
 def _decode_record(kind: Any, value: dict[str, Any], where: str) -> Any:  # noqa: ANN401
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(fields))
     if unknown:
@@ -321,7 +337,16 @@ def _decode_record(kind: Any, value: dict[str, Any], where: str) -> Any:  # noqa
     ]
     if missing:
         raise ValueError(f"{where} needs the field {missing[0]!r}, which is missing")
-    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    decoded = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+    try:
+        return kind(**decoded)
+    except ValueError as error:
+        raise ValueError(f"{where} is no {kind.__name__}: {error}") from None
+
+
+@lru_cache
+def _hints(kind: Any) -> dict[str, Any]:  # noqa: ANN401
+    return typing.get_type_hints(kind)
 
 
 def _expect(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401

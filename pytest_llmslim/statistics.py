@@ -6,7 +6,8 @@ as its opposite, spikes included, and without a random number. Perplexity uses t
 log loss over windows of text, whose error is far smaller than that of each perplexity.
 
 Sources: Hollander, Wolfe, Chicken, Nonparametric Statistical Methods, 3.1 to 3.3 (signed rank,
-Hodges-Lehmann, bounds from Walsh averages); Holm, A simple sequentially rejective multiple test procedure, 1979.
+Hodges-Lehmann, bounds from Walsh averages); Holm, A simple sequentially rejective multiple test procedure
+(1979).
 """
 
 from __future__ import annotations
@@ -181,18 +182,16 @@ def needed_samples(
     return max(now.n + 1, min(needed)) if needed else None
 
 
-def ratio_estimate(log_ratios: Sequence[float], *, method: Method, source: str) -> Estimate:
-    """The estimate of a time or energy ratio from block log ratios, with its 95 % interval."""
+def block_estimate(log_ratios: Sequence[float], method: Method, source: str) -> Estimate:
+    """A time or energy ratio from block log ratios, with its 95 % interval; `n` counts blocks."""
     if not log_ratios:
         return no_estimate("no block was measured", source=source)
     return Estimate(*hodges_lehmann(log_ratios), method, source)
 
 
-def perplexity_estimate(
-    nll_difference: Sequence[float], window_tokens: Sequence[int], *, source: str
-) -> Estimate:
-    """The estimate of a perplexity ratio from windows of text, with its 95 % interval."""
-    return Estimate(*window_interval(nll_difference, window_tokens), "measured", source)
+def window_estimate(nll_difference: Sequence[float], window_tokens: Sequence[int]) -> Estimate:
+    """A perplexity ratio from windows of text (see `window_interval`); `n` counts windows."""
+    return Estimate(*window_interval(nll_difference, window_tokens), "measured", "windows of text")
 
 
 def _finite(values: Sequence[float]) -> Sequence[float]:
