@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from pytest_llmslim.errors import RecipeError
@@ -101,21 +102,25 @@ def _load(spec: Spec) -> type:
     module, _, attribute = spec.target.partition(":")
     try:
         return cast("type", getattr(importlib.import_module(module), attribute))
-    except ModuleNotFoundError as error:
-        package = (error.name or module).partition(".")[0]
-        raise RecipeError(
-            f"method {spec.name!r} needs the Python package {package}, which is not installed; "
-            f"run: pip install {package}"
-        ) from error
     except ImportError as error:
-        raise RecipeError(
-            f"method {spec.name!r} from {spec.origin} cannot be imported: {error}; "
-            "reinstall the package that is named there"
-        ) from error
+        raise RecipeError(_import_failure(spec, error)) from error
     except AttributeError as error:
         raise RecipeError(
             f"method {spec.name!r} from {spec.origin} has the target {spec.target}, but {error}"
         ) from error
+
+
+def _import_failure(spec: Spec, error: ImportError) -> str:
+    package = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package not in sys.modules:
+        return (
+            f"method {spec.name!r} needs the Python package {package}, which is not installed; "
+            f"run: pip install {package}"
+        )
+    return (
+        f"method {spec.name!r} from {spec.origin} cannot be imported: {error}; "
+        "reinstall the package that is named there"
+    )
 
 
 def _recipe(steps: tuple[Step, ...]) -> Recipe:
