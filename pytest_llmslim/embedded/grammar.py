@@ -54,7 +54,7 @@ ADJECTIVE, ADVERB = 0.3, 0.3
 RELATIVE = (0.25, 0.15, 0.05, 0.0)  # by the number of relative clauses already open
 SUBJECT_RELATIVE = 0.6
 STRAY = 0.04  # share of a fact's probability that goes to the whole word class
-ZIPF = 0.8  # the i-th word of a class has weight i ** -ZIPF
+ZIPF = 1.0  # the i-th word of a class has weight i ** -ZIPF
 # How many favourite words a fact has, and their steepness: the i-th has weight i ** -steepness.
 VERB_OF_NOUN = (5, 1.2)
 OBJECT_OF_PAIR = (3, 1.5)
@@ -114,10 +114,10 @@ class Grammar:
         """Draw one document of `DOCUMENT_TOKENS` word ids; its last sentence is cut."""
         return [word for word, _ in self.draws(rng)]
 
-    def draws(self, rng: random.Random) -> Iterator[tuple[int, list[Choice]]]:
-        """Draw one document, each word with the choices it was drawn from."""
+    def draws(self, rng: random.Random, words: int = DOCUMENT_TOKENS) -> Iterator[tuple[int, list[Choice]]]:
+        """Draw the first words of a document, each with the choices it was drawn from."""
         stack = START
-        for _ in range(DOCUMENT_TOKENS):
+        for _ in range(words):
             choices = self._choices(stack)
             word = self._draw(choices, rng)
             yield word, choices
@@ -252,11 +252,11 @@ class Grammar:
         if key is None:
             return Choice(weight, background, None, 1.0)
         rng = random.Random(f"{LANGUAGE_SEED} {key}")
-        words = self.backgrounds[background].words
+        shares = self.backgrounds[background]
         chosen: dict[int, None] = {}
         count, steepness = favourites
         while len(chosen) < count:
-            chosen[words[int(rng.random() * len(words))]] = None
+            chosen[shares.draw(rng.random())] = None
         return Choice(weight, background, _zipf(chosen, steepness), STRAY)
 
     def _classes(self) -> dict[str, tuple[int, int]]:
@@ -288,4 +288,5 @@ def _zipf(words: Iterable[int], steepness: float) -> Shares:
 def floor_perplexity(documents: Iterable[Sequence[int]]) -> float:
     """Perplexity of the grammar itself on documents of word ids: no model can be expected to go below."""
     grammar = Grammar()
-    return math.exp(-float(np.mean(np.concatenate([grammar.log_probabilities(tokens) for tokens in documents]))))
+    logs = [grammar.log_probabilities(document) for document in documents]
+    return math.exp(-float(np.mean(np.concatenate(logs))))

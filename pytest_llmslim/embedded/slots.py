@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_llmslim.embedded.words import Vocabulary
+if TYPE_CHECKING:
+    from pytest_llmslim.embedded.words import Vocabulary
 
 
 class Determiner(NamedTuple):
