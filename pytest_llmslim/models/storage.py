@@ -27,7 +27,7 @@ _PADDING_BYTES = 1 << 16
 """Largest gap between two storages; above a page (4 KiB), so that the place within a page is random too."""
 
 _SCRATCH = ("idx", "subB")
-"""What `Linear8bitLt.state` keeps of the last input; it changes with every text, so it is no part of the model."""
+"""What `Linear8bitLt.state` keeps of the last input: no part of the model, and other with every text."""
 
 
 def stored_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -1,0 +1,116 @@
+"""One view of the transformer blocks of all known families: layers, their attention heads and linears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from pytest_llmslim.errors import ModelError
+from pytest_llmslim.models.attention import Attention, FusedAttention, SplitAttention
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a family keeps its parts.
+
+    Args:
+        layers: dotted name of the list of blocks.
+        attention: attribute of a block.
+        output: attribute of the attention: the projection of all heads back to the hidden width.
+        heads: attribute of the attention that its forward reads as number of heads; empty if it reads none.
+        fused: whether one linear computes query, key and value.
+    """
+
+    layers: str
+    attention: str
+    output: str
+    heads: str = ""
+    fused: bool = False
+
+
+_LLAMA = Layout("model.layers", "self_attn", "o_proj")
+
+FAMILIES: Mapping[str, Layout] = {
+    "gpt2": Layout("transformer.h", "attn", "c_proj", heads="num_heads", fused=True),
+    "opt": Layout("model.decoder.layers", "self_attn", "out_proj", heads="num_heads"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma3_text": _LLAMA,
+}
+"""By `config.model_type`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One transformer block.
+
+    Args:
+        index: from 0, at the input.
+        module: the block itself.
+        attention: its heads.
+        linears: its linear layers by dotted name from the model's root, in the order of the forward pass.
+    """
+
+    index: int
+    module: nn.Module
+    attention: Attention
+    linears: dict[str, nn.Module]
+
+
+class Blocks:
+    """The blocks of a causal language model, as they are when asked; ask anew after replacing modules.
+
+    Args:
+        module: a model of transformers of one of `FAMILIES`, GPT-2 after `from_conv1d`.
+
+    Raises:
+        ModelError: another family, or blocks that are not where the family keeps them.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.family = str(getattr(getattr(module, "config", None), "model_type", type(module).__name__))
+        layout = FAMILIES.get(self.family)
+        if layout is None:
+            raise ModelError(
+                f"blocks are known of the model families {', '.join(sorted(FAMILIES))}, got {self.family!r}; "
+                "choose a model of one of these, or a method that needs no view of blocks"
+            )
+        try:
+            blocks = list(module.get_submodule(layout.layers))
+            self.layers = [_layer(index, block, layout) for index, block in enumerate(blocks)]
+        except AttributeError as error:
+            raise ModelError(
+                f"a model of the family {self.family!r} has its blocks at {layout.layers!r}, got "
+                f"{type(module).__name__} without them ({error}); pass the whole causal language model"
+            ) from None
+
+    def linears(self) -> dict[str, nn.Module]:
+        """All linears of all blocks by dotted name; never the head or the embeddings."""
+        return {name: linear for layer in self.layers for name, linear in layer.linears.items()}
+
+
+def _layer(index: int, block: nn.Module, layout: Layout) -> Layer:
+    attention = block.get_submodule(layout.attention)
+    kind = FusedAttention if layout.fused else SplitAttention
+    prefix = f"{layout.layers}.{index}"
+    linears = {f"{prefix}.{name}": part for name, part in block.named_modules() if is_linear(part)}
+    if not linears:
+        raise ModelError(
+            f"every block holds linear layers, got none in {prefix}; call from_conv1d on a GPT-2 that was not "
+            "loaded by load_model"
+        )
+    return Layer(index, block, kind(attention, layout.output, layout.heads, prefix), linears)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` multiplies by a weight matrix: `nn.Linear`, quantized subclasses, torch.ao's."""
+    return isinstance(module, nn.Linear) or (
+        hasattr(module, "in_features") and hasattr(module, "out_features")
+    )
