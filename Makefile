@@ -1,0 +1,34 @@
+# The two commands of the README: `make suites` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+# Threads of OpenMP spin while they wait, so two test processes on two cores take turns at wasting them.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: suites test lint types wheel clean
+
+suites: .venv/installed
+	$(BIN)/python -m pytest suites/ --llm-profile balanced
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+wheel: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv dist build llm-results .pytest_cache .mypy_cache .ruff_cache .hypothesis

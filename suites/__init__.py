@@ -1,0 +1,1 @@
+"""The benchmark suites that come with pytest-llmslim; never run by a bare `pytest`."""

@@ -1,0 +1,51 @@
+"""What all tests share: a clean environment, and tiny real models on disk."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+# Modules with compiled parts are imported here, once. pytester forgets what an inner run imported, and a compiled
+# module that is imported again and again brings the interpreter down (hypothesis._native does at exit).
+import hypothesis  # noqa: F401
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    """A developer's own LLMSLIM_* variables do not reach the tests."""
+    for name in [name for name in os.environ if name.startswith("LLMSLIM_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def heavy():
+    """What measuring imports; for tests in which an inner run measures in this process."""
+    for name in ("numpy", "torch", "transformers", "scipy.stats", "bitsandbytes", "codecarbon", "safetensors.torch"):
+        importlib.import_module(name)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A tiny random GPT-2 with a tokenizer, as a checkpoint folder."""
+    from tiny_models import save_tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    save_tiny("gpt2", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory):
+    """A text in the tiny model's vocabulary."""
+    import random
+
+    from tiny_models import WORDS
+
+    draw = random.Random(1)
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(200)))
+    return path
