@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -52,14 +53,11 @@ def machine_fingerprint(*, device: str, threads: int, dtype: str, energy_source:
     return {
         "cpu": _known(_cpu),
         "cores": _known(_cores),
-        "isa": _known(lambda: " ".join(flag for flag in NOTABLE_FLAGS if flag in flags) or UNKNOWN),
-        "isa_hash": _known(lambda: hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:12]),
+        "isa": " ".join(flag for flag in NOTABLE_FLAGS if flag in flags) or UNKNOWN,
+        "isa_hash": hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:12] if flags else UNKNOWN,
         "ram_gb": _known(_ram_gb),
         **_gpu_fields(device),
-        **{
-            package: _known(lambda package=package: importlib.metadata.version(package))
-            for package in PACKAGES
-        },
+        **{package: _known(functools.partial(importlib.metadata.version, package)) for package in PACKAGES},
         "python": _known(platform.python_version),
         "device": device,
         "threads": str(threads),

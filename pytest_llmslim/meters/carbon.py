@@ -14,7 +14,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmslim.errors import MeasurementError
-from pytest_llmslim.meters.window import WindowMeter
+from pytest_llmslim.meters.window import WindowMeter, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ class CodeCarbon(WindowMeter):
             method, description = _label(self._tracker)
         except Exception as error:  # codecarbon hides its own faults, so they surface as any class
             self._release()
-            raise MeasurementError(f"codecarbon does not start: {str(error) or error!r}") from error
+            raise MeasurementError(f"codecarbon does not start: {words(error)}") from error
         super().__init__(source=SOURCE, resolution=UPDATE_S, method=method, description=description)
 
     def _begin(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmslim.errors import MeasurementError
+from pytest_llmslim.meters.window import words
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def open_nvml() -> Any:  # noqa: ANN401  # pynvml has no types
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
     except Exception as error:  # a foreign library says in its own classes that there is no GPU
-        raise MeasurementError(f"NVML is not usable on this machine: {str(error) or error!r}") from error
+        raise MeasurementError(f"NVML is not usable on this machine: {words(error)}") from error
     return nvml
 
 
@@ -45,9 +46,12 @@ def visible_gpus(nvml: Any, device: str) -> list[Gpu]:  # noqa: ANN401  # pynvml
             knows only the energy of the whole card).
     """
     every = [_describe(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
-    gpus = _selected(every, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    selection = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = _selected(every, selection)
     number = device.partition(":")[2]
     if number:
+        if selection is None:
+            _need_known_order(every)
         gpus = gpus[int(number) : int(number) + 1]
     if not gpus:
         raise MeasurementError(f"NVML sees no GPU for {device}; look at CUDA_VISIBLE_DEVICES and nvidia-smi.")
@@ -67,7 +71,6 @@ def _describe(nvml: Any, handle: Any) -> Gpu:  # noqa: ANN401  # pynvml has no t
 def _selected(every: list[Gpu], selection: str | None) -> list[Gpu]:
     """CUDA's own rule: entries in order, and nothing after the first one that names no GPU."""
     if selection is None:
-        _need_known_order(every)
         return every
     chosen: list[Gpu] = []
     for entry in (part.strip() for part in selection.split(",")):

@@ -8,6 +8,7 @@ from pytest_llmslim.meters.carbon import open_codecarbon
 from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.meters.nvml import open_counter, open_power
 from pytest_llmslim.meters.rapl import open_rapl
+from pytest_llmslim.meters.window import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def climb(rungs: Sequence[Rung], device: str) -> Meter:
         try:
             meter = rung(device)
         except Exception as error:  # whatever a machine lacks, the answer is the next rung
-            reasons[str(error) or repr(error)] = None
+            reasons[words(error)] = None
         else:
             meter.because = tuple(reasons)
             return meter

@@ -126,7 +126,7 @@ class NvmlPower(WindowMeter):
             source=POWER,
             method="sampled",
             resolution=max(update_s, period_s),
-            description=f"{kind} power of {_names(gpus)}, summed from a reading every {units.seconds(period_s)}",
+            description=f"{kind} power of {_names(gpus)}, read every {units.seconds(period_s)}",
             clock=clock,
         )
 

@@ -43,11 +43,11 @@ class Zone:
         """Microjoules between two readings `seconds` apart, over a wrap if there was one.
 
         Raises:
-            MeasurementError: so long a window may hold two wraps, or the step is no wrap but a reset.
+            MeasurementError: the counter stood still or was reset, or the window may hold a whole turn of it.
         """
         if seconds * MAX_WATTS * 1e6 > self.range_uj:
             raise MeasurementError(
-                f"A window of {units.seconds(seconds)} may be longer than two turns of the RAPL counter "
+                f"A window of {units.seconds(seconds)} may be longer than one turn of the RAPL counter "
                 f"{self.name}; keep windows under {units.seconds(self.range_uj / MAX_WATTS / 1e6)}."
             )
         used = after_uj - before_uj
@@ -55,7 +55,7 @@ class Zone:
             used += self.range_uj
         if used == 0:
             raise MeasurementError(
-                f"The RAPL counter {self.name} stood still within a window of {units.seconds(seconds)}."
+                f"The RAPL counter {self.name} stood still in a window of {units.seconds(seconds)}."
             )
         if used > seconds * MAX_WATTS * 1e6:
             raise MeasurementError(
@@ -133,7 +133,7 @@ def open_rapl(
 def _moving(zones: Sequence[tuple[Zone, float | None]]) -> tuple[list[Zone], float]:
     """The counters that count, and their period. Some machines show a DRAM counter that is always 0."""
     moving = {zone: period for zone, period in zones if period is not None}
-    still = [zone.name for zone, period in zones if period is None and zone.name.startswith("package")]
+    still = [zone.name for zone, period in zones if period is None and not zone.name.endswith("/dram")]
     if still or not moving:
         raise MeasurementError(
             f"The RAPL counters {', '.join(still) or 'found'} stood still for {units.seconds(SPIN_S)}; "

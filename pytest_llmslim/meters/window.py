@@ -174,4 +174,9 @@ def _say(error: Exception, context: str) -> str:
     """One of our own errors is a whole sentence already; a foreign one needs its context."""
     if isinstance(error, MeasurementError):
         return str(error)
-    return f"{context}: {str(error) or type(error).__name__}"
+    return f"{context}: {words(error)}"
+
+
+def words(error: Exception) -> str:
+    """What an error says, or its class where it says nothing."""
+    return str(error) or type(error).__name__
