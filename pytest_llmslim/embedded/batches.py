@@ -28,10 +28,24 @@ class Batch(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Windows of shape (windows, 1 + words) and the grammar's own mean surprise on them, nats."""
+    """Windows that no training step has drawn, and how surprising the grammar itself finds them.
+
+    Attributes:
+        ids: token ids, shape (windows, 1 + words), the first one `<bos>`.
+        surprises: exact negative log probabilities of the words, nats, shape (windows, words).
+    """
 
     ids: torch.Tensor
-    floor: float
+    surprises: torch.Tensor
+
+    @property
+    def floor(self) -> float:
+        """Mean surprise, nats a word."""
+        return self.surprises.mean().item()
+
+    def beginning(self, words: int) -> HeldOut:
+        """The first words of every window."""
+        return HeldOut(self.ids[:, : 1 + words], self.surprises[:, :words])
 
 
 class BatchMaker:
@@ -85,9 +99,9 @@ def held_out(seed: int, windows: int) -> HeldOut:
     """The first documents of `Grammar.text(seed, ...)`, tokenised, and their floor."""
     grammar, rng = Grammar(), random.Random(seed)
     documents = [grammar.document(rng) for _ in range(windows)]
-    surprise = [-grammar.log_probabilities(document) for document in documents]
+    surprises = np.stack([-grammar.log_probabilities(document) for document in documents])
     words = [word for document in documents for word in document]
-    return HeldOut(_with_bos(words, windows), float(np.mean(np.concatenate(surprise))))
+    return HeldOut(_with_bos(words, windows), torch.from_numpy(surprises))
 
 
 def _with_bos(words: list[int], windows: int) -> torch.Tensor:

@@ -63,11 +63,16 @@ class Training:
         if checkpoint.exists():
             self._resume()
 
+    @property
+    def shape(self) -> Windows:
+        """What the next step reads."""
+        return SHORT if self.step < SHORT_SHARE * self.steps else LONG
+
     def advance(self) -> float:
         """Do one step and return its loss, nats a token."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._peak * learning_rate_share(self.step, self.steps)
-        shape = SHORT if self.step < SHORT_SHARE * self.steps else LONG
+        shape = self.shape
         self.model.set_attn_implementation(shape.attention)
         ids, targets = self._batches.batch(self.step, shape.windows, shape.words)
         with torch.autocast("cpu", torch.bfloat16):
@@ -115,11 +120,9 @@ def train(name: str, folder: Path, steps: int) -> None:
     while training.step < steps:
         loss = training.advance()
         if training.step % REPORT_STEPS == 0:
-            over = over_floor(training.model, held)
-            seconds = time.perf_counter() - began
-            print(
-                f"step {training.step}  loss {loss:.4f}  over floor {over:.4f}  {seconds:.0f} s", flush=True
-            )
+            over = over_floor(training.model, held.beginning(training.shape.words))
+            spent = f"{time.perf_counter() - began:.0f} s"
+            print(f"step {training.step}  loss {loss:.4f}  over floor {over:.4f}  {spent}", flush=True)
             training.save()
     write(training.model, folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)
