@@ -1,0 +1,245 @@
+"""Pairs of reference and candidate: what is run, in which order, and what comes out."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from pytest_llmslim.errors import MeasurementError
+from pytest_llmslim.evals.text import Passage
+from pytest_llmslim.measure import ENERGY_WINDOWS, Duet, Plan, block_values, energy_pairs
+from pytest_llmslim.meters.null import NullMeter
+from pytest_llmslim.models.storage import copy_model
+from pytest_llmslim.records import Protocol, Reading, unmeasured
+
+WINDOWS = 6
+
+
+@pytest.fixture(scope="module")
+def passage():
+    """Six windows of 16 tokens for the tiny vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    windows = tuple(torch.randint(4, 128, (1, 16), generator=generator) for _ in range(WINDOWS))
+    protocol = Protocol("window", 16, 15, True, 15 * WINDOWS, WINDOWS, "t", "0" * 64, "float32")
+    return Passage(protocol, windows, (1,) * WINDOWS, None, None, None)
+
+
+class Watched(torch.nn.Module):
+    """Notes every forward pass; can be made to fail."""
+
+    def __init__(self, inner, name, log, spoil=None):
+        super().__init__()
+        self.inner, self.name, self.log, self.spoil = inner, name, log, spoil
+
+    def forward(self, input_ids, use_cache):
+        self.log.append((self.name, input_ids.shape[1], gc.isenabled()))
+        out = self.inner(input_ids=input_ids, use_cache=use_cache)
+        return self.spoil(out) if self.spoil else out
+
+
+@pytest.fixture
+def duet(passage):
+    """Makes a duet of a tiny model and a changed copy, and the log of their forward passes."""
+    torch.set_num_threads(1)
+
+    def make(spoil=None, meter=None, rounds=8, change=True, progress=None):
+        log = []
+        reference = tiny_model("gpt2")
+        candidate = copy_model(reference)
+        if change:
+            with torch.no_grad():
+                for parameter in candidate.parameters():
+                    parameter.mul_(1.01)
+        pair = Watched(reference, "r", log), Watched(candidate, "c", log, spoil)
+        return Duet(*pair, passage, Plan(rounds, 3, "cpu"), meter or NullMeter("no meter here"), "int4 on tiny",
+                    progress), log
+
+    return make
+
+
+class CountingMeter:
+    """One joule a forward pass of the reference, `factor` for the candidate; windows of at least `least` seconds."""
+
+    source, method, description = "fake", "measured", "a fake"
+
+    def __init__(self, log, least=0.01, factor=0.5, fails=()):
+        self.log, self.min_window_s, self.factor, self.fails, self.stops = log, least, factor, fails, 0
+
+    def start(self):
+        self.began = len(self.log)
+
+    def stop(self):
+        self.stops += 1
+        if self.fails == "all" or self.stops in self.fails:
+            return unmeasured("J", self.source, "the meter is gone")
+        joules = sum(self.factor if name == "c" else 1.0 for name, _, _ in self.log[self.began :])
+        return Reading(joules, "J", self.source, "measured", 0.001)
+
+
+def test_quality_is_that_of_running_each_model_once(duet, passage):
+    """Perplexity, differences and divergence equal a plain evaluation of both models, to the last bit that counts."""
+    pair, _ = duet()
+    measured = pair.run()
+    with torch.inference_mode():
+        for side, tally in enumerate((measured.reference, measured.candidate)):
+            expected = 0.0
+            for window in passage.windows:
+                logits = pair.models[side].inner(input_ids=window).logits
+                expected += float(torch.nn.functional.cross_entropy(logits[0, :-1], window[0, 1:], reduction="sum"))
+            assert tally.nll == pytest.approx(expected, rel=1e-6)
+    total = sum(d * n for d, n in zip(measured.nll_difference, measured.window_tokens, strict=True))
+    assert total == pytest.approx(measured.candidate.nll - measured.reference.nll, rel=1e-9)
+    assert measured.window_tokens == (15,) * WINDOWS
+    assert measured.mean_kl > 0
+
+
+def test_an_equal_candidate_differs_in_nothing_but_noise(duet):
+    """A/A: every difference in quality is exactly 0 although both models were moved in memory many times."""
+    measured = duet(change=False)[0].run()
+    assert measured.nll_difference == (0.0,) * WINDOWS
+    assert measured.mean_kl == 0
+    assert measured.top1 == 1
+
+
+def test_both_models_run_equally_often_and_garbage_collection_is_off(duet):
+    """Each timed run follows an untimed one of the same model, and each model goes first equally often."""
+    pair, log = duet(rounds=8)
+    pair.run()
+    timed = log[4:]  # two first runs of each model
+    names = "".join(name for name, _, _ in timed)
+    assert len(timed) == 8 * 4
+    assert set(names[i : i + 4] for i in range(0, len(names), 4)) == {"rrcc", "ccrr"}
+    for block in (names[:16], names[16:]):
+        assert [block[i] for i in range(0, 16, 4)].count("r") == 2
+    assert not any(enabled for _, _, enabled in timed)
+    assert gc.isenabled()
+
+
+def test_every_window_is_scored_even_with_few_rounds(duet):
+    """Rounds below the number of windows are raised to it: quality needs the whole text."""
+    measured = duet(rounds=2)[0].run()
+    assert measured.pairs == WINDOWS
+    assert len(measured.nll_difference) == WINDOWS
+
+
+def test_more_rounds_than_windows_go_round_the_text_again(duet):
+    """Quality is taken once from each window."""
+    measured = duet(rounds=9)[0].run()
+    assert measured.pairs == 9
+    assert len(measured.time) == len(measured.wall) == 3
+    assert len(measured.nll_difference) == WINDOWS
+
+
+def test_the_same_seed_gives_the_same_order(duet):
+    """Nothing random but by the seed."""
+    runs = []
+    for _ in range(2):
+        pair, log = duet()
+        random.seed()
+        pair.run()
+        runs.append([name for name, _, _ in log])
+    assert runs[0] == runs[1]
+
+
+def test_progress_counts_pairs_and_shows_the_ratio(duet):
+    """Called once a pair, with the log perplexity ratio so far."""
+    calls = []
+    measured = duet(progress=lambda *call: calls.append(call))[0].run()
+    assert [call[:2] for call in calls] == [(i, 8) for i in range(1, 9)]
+    assert calls[-1][2] == pytest.approx(sum(measured.nll_difference) / WINDOWS)
+
+
+def nan(out):
+    out.logits = out.logits * math.nan
+    return out
+
+
+def narrow(out):
+    out.logits = out.logits[..., :100]
+    return out
+
+
+def crash(out):
+    raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (nan, r"int4 on tiny gives no finite probabilities on window 0 \(NaN or inf in the logits\); check the weights"),
+    (narrow, r"int4 on tiny returns logits of shape \(1, 16, 100\), the reference \(1, 16, 128\); a candidate keeps"),
+    (crash, r"int4 on tiny failed in a forward pass \(RuntimeError: shape mismatch\); run the model by itself"),
+])
+def test_a_candidate_that_cannot_be_measured_is_named(duet, spoil, message):
+    """One sentence with the subject; garbage collection is on again afterwards."""
+    pair, _ = duet(spoil)
+    with pytest.raises(MeasurementError, match=message):
+        pair.run()
+    assert gc.isenabled()
+
+
+# Energy ---------------------------------------------------------------------------------------------------
+
+
+def test_short_runs_are_gathered_into_energy_windows(duet):
+    """A meter that cannot resolve one forward pass gets windows of many, and the result is joules a pass."""
+    pair, log = duet()
+    pair.meter = CountingMeter(log, least=0.02)
+    measured = pair.run()
+    assert len(measured.energy) == ENERGY_WINDOWS
+    assert measured.energy == pytest.approx([math.log(0.5)] * ENERGY_WINDOWS)
+    assert measured.energy_method == "measured"
+    assert [reading.value for reading in measured.reference.energy] == [1.0] * ENERGY_WINDOWS
+
+
+def test_long_runs_are_energy_windows_themselves(duet):
+    """One pass gives everything when it is long enough for the meter."""
+    pair, log = duet(rounds=8)
+    pair.meter = CountingMeter(log, least=1e-6)
+    measured = pair.run()
+    assert pair.meter.stops >= 14  # the very first pair decides
+    assert measured.energy == pytest.approx([math.log(0.5)] * len(measured.energy))
+
+
+def test_without_a_meter_energy_is_unmeasured_with_the_reason(duet):
+    """Never 0."""
+    measured = duet()[0].run()
+    assert measured.energy == ()
+    assert measured.energy_method == "unmeasured"
+    assert "no meter here" in measured.energy_reason
+
+
+def test_a_meter_that_fails_now_and_then_costs_its_pairs_only(duet):
+    """The pairs of failed readings are left out."""
+    pair, log = duet()
+    pair.meter = CountingMeter(log, least=0.005, fails=(1, 4))
+    assert len(pair.run().energy) == ENERGY_WINDOWS - 2
+
+
+def test_a_meter_that_vanishes_leaves_energy_unmeasured(duet):
+    """More failures than readings: no number is made of the rest."""
+    pair, log = duet()
+    pair.meter = CountingMeter(log, least=0.005, fails="all")
+    measured = pair.run()
+    assert (measured.energy, measured.energy_method, measured.energy_reason) == ((), "unmeasured", "the meter is gone")
+
+
+def test_readings_of_unlike_sources_never_meet():
+    """A ratio of a measured and an estimated joule is refused."""
+    measured, estimated = Reading(2.0, "J", "rapl", "measured"), Reading(1.0, "J", "codecarbon", "estimated")
+    assert energy_pairs([measured], [estimated]) == ((), "unmeasured", "the energy source changed during the measurement")
+    assert energy_pairs([measured], [measured]) == ((0.0,), "measured", "")
+    assert energy_pairs([], []) == ((), "unmeasured", "")
+
+
+@pytest.mark.parametrize(("reference", "candidate", "blocks", "expected"), [
+    ([1, 1, 1, 1], [2, 2, 2, 200], [range(4)], [math.log(2)]),
+    ([1, 1, 4, 4], [2, 2, 1, 1], [range(2), range(2, 4)], [math.log(2), -math.log(4)]),
+    ([0], [10], [range(1)], [math.log(10)]),
+])
+def test_a_block_is_the_median_of_its_pairs(reference, candidate, blocks, expected):
+    """One disturbed pair does not move its block; a clock that did not tick counts as one nanosecond."""
+    assert block_values(reference, candidate, blocks) == pytest.approx(expected)
