@@ -1,8 +1,8 @@
 """The store of baselines: `baselines/<model>/<suite>.json`, made for reading diffs in git.
 
-A file is JSON with a schema number and one record a line, sorted, with sorted keys and six significant digits.
-Only what a comparison needs is kept: verdicts and the losses of single windows are left out. Writing merges
-and never deletes, holds a lock, and replaces the file in one step.
+A file is JSON with a schema number and one record a line, sorted, with sorted keys and six significant
+digits. Only what a comparison needs is kept: verdicts and the losses of single windows are left out. Writing
+merges and never deletes, holds a lock, and replaces the file in one step.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FORMAT: Final = "pytest-llmslim baseline"
+_HEAD: Final = f'{{"format": "{_FORMAT}", "schema": {SCHEMA}, "records": [\n'
 _DIGITS: Final = 6
 _ANEW: Final = "restore it from version control, or delete it and write it anew with --llm-update"
 _FIGURES: Final = ("perplexity", "time", "energy", "stored_bytes", "opt")
@@ -91,13 +92,16 @@ def load_all(directory: Path) -> dict[Key, Record]:
     """Every stored record; none where the folder does not exist.
 
     Raises:
-        BaselineError: a file that is unreadable, truncated, of a newer schema, not ours or in the wrong place;
-            the sentence names file, line and remedy.
+        BaselineError: a file that is unreadable, truncated, of a newer schema, not ours or in the wrong
+            place; the sentence names file, line and remedy.
     """
+    if directory.exists() and not directory.is_dir():
+        raise BaselineError(
+            f"baselines are in a folder, got the file {directory}; give a folder with --llm-baseline"
+        )
     found: dict[Key, Record] = {}
-    if directory.is_dir():
-        for path in sorted(directory.glob("*/*.json")):
-            found |= _load(directory, path)
+    for path in sorted(directory.glob("*/*.json")):
+        found |= _load(directory, path)
     return found
 
 
@@ -151,8 +155,7 @@ def _changes(old: Record | None, new: Record) -> Iterator[Change]:
 
 def _text(records: dict[Key, Record]) -> str:
     lines = [_line(records[key]) for key in sorted(records, key=dataclasses.astuple)]
-    head = f'{{"format": "{_FORMAT}", "schema": {SCHEMA}, "records": [\n'
-    return head + ",\n".join(lines) + "\n]}\n"
+    return _HEAD + ",\n".join(lines) + "\n]}\n"
 
 
 def _line(record: Record) -> str:
@@ -230,7 +233,8 @@ def _broken(path: Path, text: str, error: json.JSONDecodeError) -> str:
     conflict = next((n for n, line in enumerate(lines, 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))), None)
     if conflict:
         return f"{path}, line {conflict}, has a merge conflict; keep one side of it, or {_ANEW}"
-    if error.pos >= len(text.rstrip()):
+    begun = text.startswith(_HEAD) or _HEAD.startswith(text)
+    if begun and not text.rstrip().endswith("]}"):
         return f"{path}, line {max(1, len(lines))}, ends in the middle; {_ANEW}"
     return f"{path}, line {error.lineno}, is no JSON ({error.msg}); {_ANEW}"
 
@@ -260,7 +264,7 @@ def _write(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keep other writers of this folder out. The lock is on the folder itself, so that no file is left behind.
+    """Keep other writers of this folder out. The lock is on the folder itself: no file is left behind.
 
     Windows cannot lock a folder; there two writers at once may lose one's lines.
     """

@@ -101,9 +101,8 @@ def change(
     value = 100 * sign * (ratio - 1)
     decimals = _decimals(value, None if limit is None else 100 * sign * limit)
     bounds = [None if not bound else 100 * sign * (bound - 1) for bound in (low, high)]
-    return (
-        f"{_fixed(value, decimals)} %{_bracket(bounds[::sign], decimals)} {'under' if sign < 0 else 'over'}"
-    )
+    side = "under" if sign < 0 else "over"
+    return f"{_fixed(value, decimals)} %{_bracket(bounds[::sign], decimals)} {side}"
 
 
 def ratio(value: float | None, low: float | None = None, high: float | None = None) -> str:
@@ -142,9 +141,7 @@ def parse_percent(text: object, name: str = "a limit") -> float:
     except InvalidOperation:
         value = Decimal("nan")
     if not value.is_finite() or value <= -100:
-        raise SettingError(
-            f'{name} is a percentage above -100 %, got {text!r}; write it with its sign, e.g. "3%"'
-        )
+        raise SettingError(f'{name} is a percentage above -100 %, written like "3%", got {text!r}')
     return float(value / 100)
 
 
@@ -177,12 +174,9 @@ def _decimals(value: float, limit: float | None = None) -> int:
         decimals = 0 if magnitude >= 99.95 else 1
     else:
         decimals = 1 - math.floor(math.log10(magnitude))
-    while (
-        limit is not None
-        and decimals < 6
-        and value != limit
-        and round(value, decimals) == round(limit, decimals)
-    ):
+    if limit is None or math.isclose(value, limit, rel_tol=1e-9):
+        return decimals
+    while decimals < 6 and round(value, decimals) == round(limit, decimals):
         decimals += 1
     return decimals
 
