@@ -132,7 +132,7 @@ def _seen(weights: list[_Weight], sizes: _Sizes, replaced: _Replaced) -> tuple[S
         total = sum(weight.candidate.numel() for weight in weights)
         share = f"{zeroed / total:.1%} of the values in {len(weights)} weights"
         return "simulated", f"{share} are zeroed but stored and multiplied in full"
-    if replaced:
+    if replaced and sizes.candidate_bytes == sizes.reference_bytes:
         return "compressed", _modules(replaced)
     return "changed", f"{len(weights)} weights have other values and none is smaller"
 
@@ -161,21 +161,19 @@ def _narrower(weight: _Weight) -> bool:
 
 
 def _replaced(reference: nn.Module, candidate: nn.Module) -> _Replaced:
-    """The candidate's modules of a class that the reference does not have in that place, by class name."""
+    """The candidate's modules where the reference has one of another class, by class name."""
     before = {name: type(module) for name, module in reference.named_modules()}
     found: _Replaced = {}
     for name, module in candidate.named_modules():
-        if before.get(name) is not type(module):
+        if before.get(name, type(module)) is not type(module):
             found.setdefault(type(module).__name__, []).append(module)
     return found
 
 
 def _differ(reference: nn.Module, candidate: nn.Module) -> bool:
-    """Whether any stored tensor has another name, shape, dtype or value."""
-    ours, theirs = stored_tensors(reference), stored_tensors(candidate)
-    if [label for label, _ in ours] != [label for label, _ in theirs]:
-        return True
-    return any(not _equal(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+    """Whether any stored tensor has another name, shape, dtype or value; their order means nothing."""
+    ours, theirs = dict(stored_tensors(reference)), dict(stored_tensors(candidate))
+    return ours.keys() != theirs.keys() or any(not _equal(ours[label], theirs[label]) for label in ours)
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

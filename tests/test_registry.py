@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pytest_llmslim import hookspecs
 from pytest_llmslim.errors import RecipeError
 from pytest_llmslim.methods import Method
 from pytest_llmslim.recipe import Step, instantiate
@@ -120,12 +121,28 @@ def test_broken_targets_are_told_in_a_sentence(target, parameters, message):
 
 def test_failing_imports_keep_their_reason(tmp_path, monkeypatch):
     """A module that is there but cannot be imported is told with the error of its import."""
-    (tmp_path / "broken_method.py").write_text("from pytest_llmslim.errors import NoSuchName\n")
+    (tmp_path / "broken_method.py").write_text("from pytest_llmslim import hookspecs
+from pytest_llmslim.errors import NoSuchName\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
         RecipeError, match=r"'x' from here cannot be imported: cannot import name 'NoSuchName'"
     ):
         instantiate(Step("x"), Registry([Spec("x", "broken_method:X", "", origin="here")]))
+
+
+def test_methods_are_contributed_by_hook(registry):
+    """Specs from an implementation of the hook join the built-in ones."""
+
+    class Plugin:
+        def pytest_llmslim_methods(self, config):
+            return [Spec("halve", "test_registry:Refuses", "halves", ("factor",), origin="my_package")]
+
+    manager = pytest.PytestPluginManager()
+    manager.add_hookspecs(hookspecs)
+    manager.register(Plugin())
+    found = [spec for specs in manager.hook.pytest_llmslim_methods(config=None) for spec in specs]
+
+    assert {*registry.names(), "halve"} == set(Registry((*BUILTIN_METHODS, *found)).names())
 
 
 def test_names_cost_no_torch():

@@ -21,12 +21,15 @@ from pytest_llmslim.errors import CompressionError, NothingCompressedError
 from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.parameters import check_number
-from pytest_llmslim.models.blocks import Attention, Blocks, Layer
+from pytest_llmslim.models.blocks import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
+
+    from pytest_llmslim.models.attention import Attention
+    from pytest_llmslim.models.blocks import Layer
 
 SIMULATED = (
     "heads are masked inside key/value groups that other heads still use, so every product is still computed"
@@ -171,12 +174,7 @@ def _eager(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _watched(layers: list[Layer], sums: dict[int, torch.Tensor]) -> Iterator[None]:
     """Add each window's concentration to `sums` while attention runs, so that no [heads, T, T] piles up."""
-    handles = [
-        inner.register_forward_hook(_adder(layer.index, sums))
-        for layer in layers
-        for inner in layer.module.modules()
-        if type(inner).__name__.endswith("Attention")
-    ]
+    handles = [layer.attention.module.register_forward_hook(_adder(layer.index, sums)) for layer in layers]
     try:
         yield
     finally:

@@ -177,9 +177,11 @@ def _check_float16(linears: dict[str, nn.Linear], context: Context) -> None:
 
 
 def _bitsandbytes() -> Any:  # noqa: ANN401  # an untyped library
+    # It logs that an optional kernel is not installed, and in each forward pass of each int8 layer that the
+    # input is cast, which would be timed as well.
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch and triton, at first import
         import bitsandbytes
-    # It logs each forward pass of each int8 layer that its input is cast, which would be timed as well.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return bitsandbytes

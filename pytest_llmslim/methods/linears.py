@@ -30,7 +30,7 @@ def float_linears(module: nn.Module, method: str, context: Context) -> dict[str,
         if type(linear) is not nn.Linear or not linear.weight.is_floating_point():
             raise CompressionError(
                 f"{method} on {context.label}: {name} is a plain float nn.Linear, "
-                f"got {type(linear).__name__} in {linear.weight.dtype}; start from the uncompressed checkpoint"
+                f"got {type(linear).__name__} in {linear.weight.dtype}; start from the float checkpoint"
             )
         if not torch.isfinite(linear.weight).all():
             raise CompressionError(
@@ -54,6 +54,6 @@ def check_forward(module: nn.Module, method: str, context: Context) -> None:
         logits = module(input_ids=tokens.to(device), use_cache=False).logits
     if not torch.isfinite(logits).all():
         raise CompressionError(
-            f"{method} on {context.label}: the compressed model gives logits that are not finite; "
-            "use another method or dtype for this model"
+            f"{method} on {context.label}: logits are finite, got NaN or infinity from the compressed model; "
+            "use another method or dtype"
         )
