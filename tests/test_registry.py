@@ -121,8 +121,7 @@ def test_broken_targets_are_told_in_a_sentence(target, parameters, message):
 
 def test_failing_imports_keep_their_reason(tmp_path, monkeypatch):
     """A module that is there but cannot be imported is told with the error of its import."""
-    (tmp_path / "broken_method.py").write_text("from pytest_llmslim import hookspecs
-from pytest_llmslim.errors import NoSuchName\n")
+    (tmp_path / "broken_method.py").write_text("from pytest_llmslim.errors import NoSuchName\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
         RecipeError, match=r"'x' from here cannot be imported: cannot import name 'NoSuchName'"
