@@ -120,9 +120,9 @@ def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytes
     dropped = [item for item in items if is_ours(item) and case_of(item) is None]
     others = [item for item in items if not is_ours(item)]
     ours = [item for item in items if case_of(item) is not None]
-    models = {name: i for i, name in reversed(list(enumerate(_case(item).model for item in ours)))}
-    recipes = {name: i for i, name in reversed(list(enumerate(_recipe_text(item) for item in ours)))}
-    ours.sort(key=lambda item: (models[_case(item).model], recipes[_recipe_text(item)]))
+    models = list(dict.fromkeys(_case(item).model for item in ours))
+    recipes = list(dict.fromkeys(_recipe_text(item) for item in ours))
+    ours.sort(key=lambda item: (models.index(_case(item).model), recipes.index(_recipe_text(item)), item.location[:2]))
     return [*others, *ours], dropped
 
 
