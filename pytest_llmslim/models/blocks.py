@@ -103,8 +103,8 @@ def _layer(index: int, block: nn.Module, layout: Layout) -> Layer:
     linears = {f"{prefix}.{name}": part for name, part in block.named_modules() if is_linear(part)}
     if not linears:
         raise ModelError(
-            f"every block holds linear layers, got none in {prefix}; call from_conv1d on a GPT-2 that was not "
-            "loaded by load_model"
+            f"every block holds linear layers, got none in {prefix}; call from_conv1d on a GPT-2 that "
+            "load_model did not load"
         )
     return Layer(index, block, kind(attention, layout.output, layout.heads, prefix), linears)
 

@@ -1,0 +1,42 @@
+"""Loading without progress bars and reports: what matters in them is raised as an error."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING
+
+import huggingface_hub.utils as hub
+from transformers.utils import logging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers and huggingface_hub below errors; everything is as before afterwards."""
+    level, hub_level = logging.get_verbosity(), hub.logging.get_verbosity()
+    bars, hub_bars = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    logging.set_verbosity_error()
+    hub.logging.set_verbosity(level=_ERROR)
+    _show_bars(False, False)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        hub.logging.set_verbosity(hub_level)
+        _show_bars(bars, hub_bars)
+
+
+_ERROR = 40
+"""`logging.ERROR`, of which both libraries have a module of the same name."""
+
+
+def _show_bars(bars: bool, hub_bars: bool) -> None:
+    with warnings.catch_warnings():
+        # Said when HF_HUB_DISABLE_PROGRESS_BARS is set; the variable then wins, which is what its user wants.
+        warnings.filterwarnings("ignore", message="Cannot (en|dis)able progress bars")
+        # transformers sets the hub's bars too, so the hub comes second.
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+        (hub.enable_progress_bars if hub_bars else hub.disable_progress_bars)()  # type: ignore[attr-defined]
