@@ -266,7 +266,7 @@ def to_builtins(value: object) -> Any:  # noqa: ANN401  # the JSON value type is
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_builtins(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): to_builtins(item) for key, item in value.items()}
+        return {str(to_builtins(key)): to_builtins(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_builtins(item) for item in value]
     if value is None or isinstance(value, bool):
@@ -278,7 +278,7 @@ def to_builtins(value: object) -> Any:  # noqa: ANN401  # the JSON value type is
             raise ValueError("a record holds finite numbers, inf or None, got NaN")
         return float(value) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)  # str() of an enum is its name
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # numpy or torch, but no subclass
         return to_builtins(value.item())
     raise TypeError(f"a record holds builtins, got {type(value).__name__}: {value!r}")
