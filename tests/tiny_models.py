@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from pytest_llmslim.models.conv1d import from_conv1d
+from pytest_llmslim.models.quiet import quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,6 +147,7 @@ def tiny_tokens(batch: int, length: int, *, seed: int = 0) -> torch.Tensor:
 def save_tiny(family: str, folder: Path, *, adds_bos: bool = True, **overrides: object) -> Path:
     """A whole model folder, as `save_pretrained` writes it: config, safetensors and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_model(family, conv1d=True, **overrides).save_pretrained(folder)
-    tiny_tokenizer(adds_bos=adds_bos).save_pretrained(folder)
+    with quiet():
+        tiny_model(family, conv1d=True, **overrides).save_pretrained(folder)
+        tiny_tokenizer(adds_bos=adds_bos).save_pretrained(folder)
     return folder

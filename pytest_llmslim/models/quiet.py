@@ -19,7 +19,7 @@ def quiet() -> Iterator[None]:
     level, hub_level = logging.get_verbosity(), hub.logging.get_verbosity()
     bars, hub_bars = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()  # type: ignore[attr-defined]
     logging.set_verbosity_error()
-    hub.logging.set_verbosity(level=_ERROR)
+    hub.logging.set_verbosity(_ERROR)
     _show_bars(False, False)
     try:
         yield
