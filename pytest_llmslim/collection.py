@@ -64,21 +64,21 @@ def cases(settings: Settings, registry: Registry, keywords: dict[str, Any]) -> l
     """
     listed = [parse(text, registry) for text in keywords.get("recipes", ())]
     asked = [parse(text, registry) for text in settings.recipes]
-    recipes: Sequence[Recipe | None] = narrow(listed, asked) if listed else [None]
+    recipes: Sequence[Recipe | None] = narrow(listed, asked, fixed="fixed_recipes" in keywords) if listed else [None]
     models = keywords.get("models") or settings.models
     return [Case(model, recipe, registry, keywords) for model in models for recipe in recipes]
 
 
-def narrow(listed: Sequence[Recipe], asked: Sequence[Recipe]) -> list[Recipe]:
+def narrow(listed: Sequence[Recipe], asked: Sequence[Recipe], *, fixed: bool = False) -> list[Recipe]:
     """The recipes a test runs: its list, or what was asked for on the command line.
 
     A recipe from the list narrows it. Any other goes to the tests whose lists hold recipes of as many steps
-    (one, or several), so that it runs once and where its like runs.
+    (one, or several), so that it runs once and where its like runs; never to a test that is about one recipe.
     """
     if not asked:
         return list(listed)
     texts = {recipe.text for recipe in listed}
-    kinds = {len(recipe.steps) > 1 for recipe in listed}
+    kinds = set() if fixed else {len(recipe.steps) > 1 for recipe in listed}
     return [recipe for recipe in asked if recipe.text in texts or (len(recipe.steps) > 1) in kinds]
 
 

@@ -90,7 +90,8 @@ class Ledger:
 
         settings = settings_of(config)
         shown = Shown(tuple(self.records), tuple(self.unmeasured), tuple(self.changes), tuple(self.troubles),
-                      str(settings.baseline), str(settings.results), settings.update, config.get_verbosity() > 0)
+                      str(settings.baseline), str(settings.results), settings.update, config.get_verbosity() > 0,
+                      terminalreporter._tw.fullwidth)
         terminalreporter.section("compressed language models")
         for line, markup in lines(shown):
             terminalreporter.write_line(line, **{name: True for name in markup})

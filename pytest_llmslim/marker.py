@@ -10,14 +10,6 @@ from pytest_llmslim.errors import SettingError
 THRESHOLDS = ("max_perplexity_increase", "max_time_increase", "max_energy_increase", "max_opt")
 KEYWORDS = ("model", "models", "recipe", "recipes", *THRESHOLDS)
 
-HELP = (
-    'llm(*, model=None, models=(), recipe=None, recipes=(), max_perplexity_increase=None, max_time_increase=None, '
-    'max_energy_increase=None, max_opt=None): what a test of a compressed language model measures and what it '
-    'will not ship, e.g. llm(model="gpt2", recipe="int4", max_perplexity_increase="3%", max_opt=0.9). '
-    "The nearest marker wins for each keyword; all win over the command line."
-)
-
-
 def read(markers: Iterable[Any]) -> dict[str, Any]:
     """The keywords of a test's `llm` markers, nearest first; `recipes` and `models` as tuples.
 
@@ -47,6 +39,7 @@ def _plural(keywords: dict[str, Any]) -> dict[str, Any]:
         if one in plain and many in plain:
             raise SettingError(f"@pytest.mark.llm takes {one} or {many}, got both.")
         if one in plain:
+            plain[f"fixed_{many}"] = True  # one recipe is what the test is about; a list may be replaced
             plain[many] = (plain.pop(one),)
         if isinstance(plain.get(many), str):
             raise SettingError(f"@pytest.mark.llm({many}=...) is a list, got {plain[many]!r}; write {one}= for one.")

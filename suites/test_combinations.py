@@ -12,7 +12,8 @@ COMBINATIONS = ("ah90+int8", "ah80+int8", "ah90+int4", "ah80+int4")
 
 
 @pytest.mark.llm(recipes=COMBINATIONS)
-def test_combination(measured):
+def test_combination(measure):
     """The candidate is smaller than its reference and gives finite probabilities."""
+    measured = measure()
     assert measured.candidate.perplexity > 1
     assert measured.candidate.stored_bytes < measured.reference.stored_bytes

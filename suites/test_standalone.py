@@ -24,15 +24,10 @@ STANDALONE = (
 
 
 @pytest.mark.llm(recipes=STANDALONE)
-def test_standalone(measured):
-    """The candidate gives finite probabilities, and is what its method says."""
+def test_standalone(measure):
+    """The candidate gives finite probabilities and is what its method says; the control differs in nothing."""
+    measured = measure()
     assert measured.candidate.perplexity > 1
     assert measured.integrity.status in ("compressed", "simulated", "control")
-
-
-@pytest.mark.llm(recipe="identity")
-def test_the_control_is_equal(measured):
-    """A candidate that was not changed has the reference's perplexity, exactly."""
-    assert measured.perplexity.value == 1
-    assert measured.divergence.mean_kl == 0
-    assert measured.divergence.top1 == 1
+    if measured.integrity.status == "control":
+        assert (measured.perplexity.value, measured.divergence.mean_kl, measured.divergence.top1) == (1, 0, 1)

@@ -20,10 +20,10 @@ def marks(*keywords):
 
 @pytest.mark.parametrize(("keywords", "expected"), [
     ([], {}),
-    ([{"recipe": "int4"}], {"recipes": ("int4",)}),
-    ([{"model": Path("a/b")}], {"models": ("a/b",)}),
+    ([{"recipe": "int4"}], {"recipes": ("int4",), "fixed_recipes": True}),
+    ([{"model": Path("a/b")}], {"models": ("a/b",), "fixed_models": True}),
     ([{"recipes": ["int4", "int8"], "max_opt": 0.9}], {"recipes": ("int4", "int8"), "max_opt": 0.9}),
-    ([{"max_opt": 0.5}, {"max_opt": 0.9, "recipe": "int4"}], {"max_opt": 0.5, "recipes": ("int4",)}),
+    ([{"max_opt": 0.5}, {"max_opt": 0.9, "recipe": "int4"}], {"max_opt": 0.5, "recipes": ("int4",), "fixed_recipes": True}),
     ([{"recipe": None}], {}),
 ])
 def test_the_nearest_marker_wins_for_each_keyword(keywords, expected):
@@ -65,6 +65,13 @@ def test_asked_recipes_narrow_or_replace_a_list(listed, asked, expected):
     """A listed recipe narrows; another goes to the tests of its kind, single or combined."""
     found = collection.narrow([parse(t, REGISTRY) for t in listed], [parse(t, REGISTRY) for t in asked])
     assert [recipe.text for recipe in found] == expected
+
+
+def test_a_test_about_one_recipe_is_never_given_another():
+    """`recipe=` is narrowed only; `recipes=` may be replaced."""
+    listed, asked = [parse("int4", REGISTRY)], [parse("fp4", REGISTRY)]
+    assert collection.narrow(listed, asked, fixed=True) == []
+    assert collection.narrow(listed, listed + asked, fixed=True) == listed
 
 
 @pytest.mark.parametrize(("name", "label"), [

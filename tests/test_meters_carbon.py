@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -109,6 +111,34 @@ def test_nothing_around_it_changes(
         assert not thread.is_alive()
 
 
+SCRIPT = """
+import time
+from pytest_llmslim.meters.carbon import open_codecarbon
+
+meter = open_codecarbon()
+meter.start()
+time.sleep(0.21)
+value = meter.stop().value
+meter.close()
+assert value > 0
+"""
+
+
+def test_a_process_of_its_own_stays_silent_and_leaves_no_file(tmp_path: Path) -> None:
+    """From import to exit nothing is printed, warned or written, and the process ends by itself."""
+    root = str(Path(carbon.__file__).parents[2])
+    ran = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", SCRIPT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_configuration_that_lies_around_has_no_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meter: CodeCarbon
 ) -> None:
@@ -141,7 +171,7 @@ def test_a_broken_configuration_has_no_effect(
 
 def test_a_missing_codecarbon_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the library the meter does not open, and leaves the logger as it was."""
-    monkeypatch.setitem(__import__("sys").modules, "codecarbon", None)
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
     monkeypatch.setattr(logging.getLogger("codecarbon"), "disabled", False)
     with pytest.raises(MeasurementError, match="codecarbon does not start: import of codecarbon halted"):
         open_codecarbon()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from fake_nvml import CALL_S, Card, FakeNvml, VirtualClock
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmslim.errors import MeasurementError
@@ -33,6 +33,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *cards: Card, driver: bool = True) 
     return nvml
 
 
+@settings(deadline=None)
 @given(
     seconds=st.floats(0.4, 30.0),
     lead=st.floats(0.0, 0.5),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_nvml import VirtualClock
 from fake_rapl import READ_S, FakeRapl, FakeZone
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmslim.errors import MeasurementError
@@ -65,6 +65,7 @@ def test_a_wrap_is_made_good(tmp_path: Path) -> None:
     assert joules(meter, fake, 10.0) == pytest.approx(1000.0, abs=0.2)
 
 
+@settings(deadline=None)
 @given(watts=st.floats(1.0, 900.0), seconds=st.floats(0.021, 60.0), offset=st.integers(0, 64_999_999_999))
 def test_joules_are_exact_over_any_wrap(watts: float, seconds: float, offset: int) -> None:
     """Wherever the counter stands, a window gives power times time to within one microjoule of rounding."""

@@ -214,3 +214,9 @@ def test_progress_is_shown_only_where_somebody_watches(isatty, verbosity, worker
     if worker:
         Config.workerinput = {}
     assert (progress_of(Config()) is not None) == shown
+
+
+def test_a_narrow_terminal_gets_time_and_energy_without_intervals():
+    """The perplexity ratio keeps its interval: it is what is gated first."""
+    narrow = "\n".join(line for line, _ in lines(Shown((record(),), (), (), (), "b", "r", False, False, columns=80)))
+    assert "1.020 [1.015, 1.025]  0.800  0.700  0.140" in narrow

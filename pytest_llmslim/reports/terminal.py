@@ -21,7 +21,10 @@ COLOUR = {"failed": ("red",), "inconclusive": ("yellow",), "not comparable": ("y
 
 
 class Shown(NamedTuple):
-    """What the summary is made of; `changes` are lines about the baselines that were written."""
+    """What the summary is made of; `changes` are lines about the baselines that were written.
+
+    On a terminal of fewer `columns` than the table needs, time and energy stand without their intervals.
+    """
 
     records: tuple[Record, ...]
     unmeasured: tuple[tuple[str, str], ...]
@@ -31,13 +34,14 @@ class Shown(NamedTuple):
     results: str
     update: bool
     verbose: bool
+    columns: int = 200
 
 
 def lines(shown: Shown) -> list[Line]:
     """The summary, line by line."""
     out: list[Line] = []
     for group in _groups(shown.records):
-        out += _model(group, shown.verbose)
+        out += _model(group, shown.verbose, shown.columns)
     out += [(f"not measured: {label}: {reason}", ("yellow",)) for label, reason in shown.unmeasured]
     if shown.records:
         out += _legend(shown.records)
@@ -64,9 +68,11 @@ def _groups(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _model(records: Sequence[Record], verbose: bool) -> list[Line]:
+def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]:
     best = ranked(records)
-    rows = [HEAD, *(_row(i, record) for i, record in enumerate(best, 1))]
+    rows = [HEAD, *(_row(i, record, compact=False) for i, record in enumerate(best, 1))]
+    if _width(rows) > columns:
+        rows = [HEAD, *(_row(i, record, compact=True) for i, record in enumerate(best, 1))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     out: list[Line] = [(text, ("bold",)) for text in _about(best[0])]
     for row, record in zip(rows, [None, *best], strict=True):
@@ -97,15 +103,20 @@ def _about(record: Record) -> list[str]:
     ]
 
 
-def _row(rank: int, record: Record) -> tuple[str, ...]:
+def _row(rank: int, record: Record, *, compact: bool) -> tuple[str, ...]:
     over = f" ({units.percent(record.candidate.perplexity / record.floor - 1)} floor)" if record.floor else ""
     return (
         str(rank), record.key.recipe, units.significant(record.candidate.perplexity, 4) + over,
         units.ratio(record.perplexity.value, record.perplexity.low, record.perplexity.high),
-        _cost(record.time), _cost(record.energy), _cost(record.stored_bytes, interval=False),
+        _cost(record.time, interval=not compact), _cost(record.energy, interval=not compact),
+        _cost(record.stored_bytes, interval=False),
         units.significant(record.divergence.mean_kl), units.percent(record.divergence.top1, signed=False),
-        _score(record.opt), record.outcome,
+        _score(record.opt), "passed, new" if record.outcome == "new" else record.outcome,
     )
+
+
+def _width(rows: Sequence[tuple[str, ...]]) -> int:
+    return sum(max(len(row[i]) for row in rows) + 2 for i in range(len(HEAD)))
 
 
 def _cost(estimate: Estimate, *, interval: bool = True) -> str:
