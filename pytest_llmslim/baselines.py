@@ -243,7 +243,7 @@ def _where(path: Path, text: str, position: int) -> str:
     """File and line of a record, as long as the file has one record a line."""
     line = position + 2
     one_a_line = text.count("\n", 0, len(text.rstrip())) == text.count("\n{") + 1
-    return f"{path}, line {line}," if one_a_line else f"{path}, record {position + 1},"
+    return f"{path}, line {line}" if one_a_line else f"{path}, record {position + 1}"
 
 
 # Writing ----------------------------------------------------------------------------------------------------

@@ -220,8 +220,8 @@ def test_cost_in_words() -> None:
     )
     open_ = against_threshold("time", costs("time", 1.04, 0.05), 0.05)
     assert re.fullmatch(
-        r"int4 on embedded:gpt2: time is 4.0 % \[0.5, 7.7\] over the reference, limit 5 %: undecided. "
-        r"Above 1.077 is excluded; about \d+ blocks would settle it \(--llm-rounds\).",
+        r"int4 on embedded:gpt2: time is 4.0 % \[1.2, 6.9\] over the reference, limit 5 %: undecided. "
+        r"Above 1.069 is excluded; about \d+ blocks would settle it \(--llm-rounds\).",
         open_.sentence,
     )
 

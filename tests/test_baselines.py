@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_records import KEY, blocks, quality, record
+
+from pytest_llmslim import baselines
+from pytest_llmslim.baselines import Change, Store, load_all, path_of, update
+from pytest_llmslim.errors import BaselineError
+from pytest_llmslim.gate import Thresholds, decide
+from pytest_llmslim.records import Key, Record, Verdict, no_estimate
+
+ANEW = "restore it from version control, or delete it and write it anew with --llm-update"
+
+
+def keyed(**fields: str) -> Record:
+    return record(key=dataclasses.replace(KEY, **fields))
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A file with two records."""
+    update(tmp_path, [keyed(), keyed(recipe="int8")])
+    return path_of(tmp_path, KEY)
+
+
+# Writing and reading -------------------------------------------------------------------------------------
+
+
+def test_a_baseline_comes_back(tmp_path: Path) -> None:
+    """What was stored is found by its key, and a comparison with itself passes on every axis."""
+    now = record(time=blocks(0.8123456, 0.01), energy=blocks(0.7123456, 0.01))
+    update(tmp_path, [now])
+    then = Store(tmp_path).get(now.key)
+    assert then is not None
+    assert then.perplexity.value == pytest.approx(now.perplexity.value, rel=1e-5)
+    verdicts = decide(now, Thresholds(), then)
+    assert [v.outcome for v in verdicts] == ["passed"] * 5
+
+
+def test_only_what_a_comparison_needs_is_stored(tmp_path: Path) -> None:
+    """Verdicts and losses of windows are left out; block log ratios stay."""
+    update(tmp_path, [dataclasses.replace(record(), verdicts=(Verdict("time", "passed", "fine."),))])
+    then = load_all(tmp_path)[KEY]
+    assert then.verdicts == ()
+    assert then.samples.nll_difference == then.samples.window_tokens == ()
+    assert then.samples.time == pytest.approx(record().samples.time, rel=1e-5)
+
+
+def test_the_file_is_made_for_diffs(stored: Path) -> None:
+    """One record a line, sorted, sorted keys, six digits, a newline at the end."""
+    lines = stored.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == '{"format": "pytest-llmslim baseline", "schema": 1, "records": ['
+    assert lines[-1] == "]}"
+    assert len(lines) == 4
+    entries = [json.loads(line.rstrip(",")) for line in lines[1:-1]]
+    assert [entry["key"]["recipe"] for entry in entries] == ["int4", "int8"]
+    assert all(list(entry) == sorted(entry) for entry in entries)
+    assert '"value": 0.8}' in lines[1]  # exp(log(0.8)) in full has sixteen digits
+    assert stored.read_bytes().endswith(b"]}\n")
+
+
+def test_where_files_lie(tmp_path: Path) -> None:
+    """A folder a model, a file a suite, with names that are safe everywhere."""
+    update(tmp_path, [keyed(), keyed(model="meta-llama/Llama-3.1-8B"), keyed(suite="suites/../../x")])
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert files[0].startswith("embedded__gpt2/suites--..--..--x")
+    assert files[1:] == [
+        "embedded__gpt2/suites--test_ptq.py.json",
+        "meta-llama--Llama-3.1-8B/suites--test_ptq.py.json",
+    ]
+    assert len(load_all(tmp_path)) == 3
+
+
+def test_nothing_stored(tmp_path: Path) -> None:
+    """A folder that does not exist holds no baseline."""
+    assert load_all(tmp_path / "none") == {}
+    assert Store(tmp_path / "none").get(KEY) is None
+
+
+def test_a_partial_run_never_deletes(stored: Path, tmp_path: Path) -> None:
+    """An update of one recipe leaves the lines of all others as they were."""
+    before = stored.read_text().splitlines()
+    update(tmp_path, [dataclasses.replace(record(), perplexity=quality(1.5))])
+    after = stored.read_text().splitlines()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
+
+
+def test_an_equal_run_changes_nothing(stored: Path, tmp_path: Path) -> None:
+    """Storing the same again says nothing and does not touch the file."""
+    before = stored.stat().st_mtime_ns
+    assert update(tmp_path, [keyed()]) == ()
+    assert stored.stat().st_mtime_ns == before
+
+
+def test_changes_are_told(stored: Path, tmp_path: Path) -> None:
+    """An update lists every figure that changed, from what to what."""
+    changes = update(tmp_path, [record(time=blocks(0.9)), keyed(recipe="kd")])
+    assert [str(change) for change in changes] == [
+        "int4 on embedded:gpt2: time 0.800 -> 0.900 (+12.5 %)",
+        "int4 on embedded:gpt2: opt 0.773 -> 0.824 (+6.7 %)",
+        "int4 on embedded:gpt2: perplexity 1.020 (new)",
+        "int4 on embedded:gpt2: time 0.800 (new)",
+        "int4 on embedded:gpt2: energy 0.700 (new)",
+        "int4 on embedded:gpt2: stored bytes 0.140 (new)",
+        "int4 on embedded:gpt2: opt 0.773 (new)",
+    ]
+
+
+def test_a_number_that_is_gone_is_told() -> None:
+    """A figure that has no number any more is a dash."""
+    assert str(Change("int4 on gpt2", "energy", 0.7, None)) == "int4 on gpt2: energy 0.700 -> -"
+    assert str(Change("int4 on gpt2", "energy", None, 0.7)) == "int4 on gpt2: energy - -> 0.700"
+
+
+def test_the_last_of_two_wins(tmp_path: Path) -> None:
+    """Of two records with one key the last is stored."""
+    update(tmp_path, [record(), dataclasses.replace(record(), perplexity=quality(1.5))])
+    assert load_all(tmp_path)[KEY].perplexity.value == 1.5
+
+
+def test_a_store_sees_its_own_update(tmp_path: Path) -> None:
+    """After an update a store answers with what it wrote."""
+    store = Store(tmp_path)
+    assert store.get(KEY) is None
+    assert len(store.update([record()])) == 5
+    assert store.get(KEY) is not None
+
+
+def test_infinity_and_absence_are_stored(tmp_path: Path) -> None:
+    """An infinite score and an energy that could not be had survive the file."""
+    update(
+        tmp_path,
+        [dataclasses.replace(record(), perplexity=quality(float("inf")), energy=no_estimate("no meter"))],
+    )
+    then = load_all(tmp_path)[KEY]
+    assert (then.perplexity.value, then.energy.value, then.energy.reason) == (float("inf"), None, "no meter")
+
+
+def test_nan_is_refused_before_anything_is_written(stored: Path, tmp_path: Path) -> None:
+    """A record with a NaN leaves the store as it was."""
+    before = stored.read_text()
+    with pytest.raises(ValueError, match="got NaN"):
+        update(tmp_path, [keyed(recipe="good"), dataclasses.replace(record(), floor=float("nan"))])
+    assert stored.read_text() == before
+
+
+# Files that cannot be used -------------------------------------------------------------------------------
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BaselineError) as caught:
+        load_all(path.parent.parent)
+    with pytest.raises(BaselineError):
+        update(path.parent.parent, [record()])
+    return str(caught.value).replace(str(path), "FILE")
+
+
+def edit(path: Path, old: str, new: str) -> str:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return refused(path)
+
+
+def test_truncated(stored: Path) -> None:
+    """A file that was cut off is named with its last line and what to do."""
+    text = stored.read_text()
+    for length in (0, 10, len(text) // 2, len(text) - 5):
+        stored.write_text(text[:length])
+        lines = max(1, text[:length].count("\n") + (not text[:length].endswith("\n")))
+        assert refused(stored) == f"FILE, line {lines}, ends in the middle; {ANEW}"
+
+
+def test_broken_line(stored: Path) -> None:
+    """A line that is no JSON is named."""
+    assert edit(stored, '"schema": 1, "records": [\n', '"schema": 1, "records": [\noops') == (
+        f"FILE, line 2, is no JSON (Expecting value); {ANEW}"
+    )
+
+
+def test_merge_conflict(stored: Path) -> None:
+    """A merge conflict is called one."""
+    text = stored.read_text().splitlines()
+    stored.write_text(
+        "\n".join([text[0], "<<<<<<< HEAD", *text[1:3], "=======", text[2], ">>>>>>> other", text[3]])
+    )
+    assert refused(stored) == f"FILE, line 2, has a merge conflict; keep one side of it, or {ANEW}"
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "3", '{"schema": 1}', '{"records": []}', "[" * 10_000 + "]" * 10_000]
+)
+def test_not_ours(stored: Path, text: str) -> None:
+    """JSON of someone else is left alone."""
+    stored.write_text(text)
+    assert refused(stored) == f"FILE is no baseline of pytest-llmslim; move it away, or {ANEW}"
+
+
+@pytest.mark.parametrize("schema", ["0", "-1", "true", '"1"', "null", "1.0"])
+def test_no_schema(stored: Path, schema: str) -> None:
+    """A schema is a whole number from 1 on."""
+    assert "is no baseline of pytest-llmslim" in edit(stored, '"schema": 1', f'"schema": {schema}')
+
+
+def test_newer_schema(stored: Path) -> None:
+    """A file of a newer version is not guessed at."""
+    assert edit(stored, '"schema": 1', '"schema": 2') == (
+        "FILE has schema 2, and this version of pytest-llmslim reads up to 1; upgrade pytest-llmslim"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"bos": true', '"bos": 1', "Record.protocol.bos is of type bool, got 1"),
+        ('"floor": null, ', "", "Record needs the field 'floor', which is missing"),
+        ('"floor": null', '"flour": null', "Record has no field 'flour'; it has key, label"),
+        ('"floor": null', '"floor": NaN', "Record.floor is a finite number, or the text 'inf', got nan"),
+        ('"floor": null', '"floor": 1e999', "Record.floor is a finite number, or the text 'inf', got inf"),
+    ],
+)
+def test_wrong_field(stored: Path, old: str, new: str, message: str) -> None:
+    """A wrong, missing or unknown field is named with its line."""
+    text = edit(stored, old, new)
+    assert text.startswith(f"FILE, line 2,: {message}".replace(",:", ":"))
+    assert text.endswith(ANEW)
+
+
+def test_a_file_that_was_reformatted(stored: Path) -> None:
+    """Where records are not one a line, the number of the record is given."""
+    stored.write_text(
+        json.dumps(json.loads(stored.read_text()), indent=1).replace('"bos": true', '"bos": 1', 1)
+    )
+    assert refused(stored).startswith("FILE, record 1: Record.protocol.bos")
+
+
+def test_twice_the_same_key(stored: Path) -> None:
+    """Two lines of one key, as after a careless merge, are refused."""
+    assert edit(stored, '"recipe": "int8"', '"recipe": "int4"') == (
+        "FILE, line 3 has the same test, model and recipe as a line above; delete one of them"
+    )
+
+
+def test_in_the_wrong_place(stored: Path) -> None:
+    """A line that belongs to another file is refused, since updates would miss it."""
+    text = edit(stored, '"suite": "suites/test_ptq.py"', '"suite": "other.py"')
+    assert text == (
+        f"FILE, line 2 belongs to {stored.parent / 'other.py.json'}; move it there, or delete the line"
+    )
+
+
+def test_no_text(stored: Path) -> None:
+    """Bytes that are no UTF-8 are refused."""
+    stored.write_bytes(b"\xff\xfe\x00")
+    assert refused(stored) == f"FILE is no UTF-8 text; {ANEW}"
+
+
+def test_unreadable(stored: Path) -> None:
+    """A file that the system does not give out is named with the system's reason."""
+    stored.unlink()
+    stored.mkdir()
+    assert refused(stored) == "FILE cannot be read (Is a directory); see to its rights"
+
+
+def test_the_folder_is_a_file(tmp_path: Path) -> None:
+    """A file where the folder should be is said, when reading and when writing."""
+    path = tmp_path / "baselines"
+    path.write_text("")
+    with pytest.raises(
+        BaselineError, match=r"baselines are in a folder, got the file .*; give .* --llm-baseline"
+    ):
+        load_all(path)
+    with pytest.raises(
+        BaselineError, match=r"test_ptq.py.json cannot be written \(Not a directory\); see to its"
+    ):
+        update(path, [record()])
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_no_file_breaks_more_than_a_sentence(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever happens to the bytes of a file, it is read or refused with a sentence that names it."""
+    folder = tmp_path_factory.mktemp("store")
+    update(folder, [keyed(), keyed(recipe="int8")])
+    path = path_of(folder, KEY)
+    content = bytearray(path.read_bytes())
+    start = data.draw(st.integers(0, len(content)))
+    end = data.draw(st.integers(start, min(len(content), start + 40)))
+    content[start:end] = data.draw(st.binary(max_size=8) | st.text(max_size=8).map(str.encode))
+    path.write_bytes(bytes(content))
+    try:
+        assert len(load_all(folder)) <= 2
+    except BaselineError as error:
+        message = str(error)
+        assert str(path) in message  # reading may as well succeed
+
+
+# Writing safely ------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk fails before the last step, the old file stays and nothing else is left behind."""
+    before = stored.read_text()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        BaselineError, match=r"cannot be written \(No space left on device\); see to its rights"
+    ):
+        update(tmp_path, [keyed(recipe="kd")])
+    assert stored.read_text() == before
+    assert list(stored.parent.iterdir()) == [stored]
+
+
+def test_only_the_file_is_left(stored: Path) -> None:
+    """No lock and no temporary file stay in a folder that is committed."""
+    assert list(stored.parent.iterdir()) == [stored]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from sample_records import record, KEY
+from pytest_llmslim.baselines import update
+import dataclasses
+for i in range(12):
+    update(Path(sys.argv[1]), [record(key=dataclasses.replace(KEY, recipe=f"{sys.argv[2]}-{i}"))])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    """Processes that update one file at once keep each other's records."""
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], env=environment)
+        for name in "abc"
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    recipes = {key.recipe for key in load_all(tmp_path)}
+    assert recipes == {f"{name}-{i}" for name in "abc" for i in range(12)}
+
+
+keys = st.builds(Key, *[st.text(alphabet="ab/:.-~ é", min_size=0, max_size=4)] * 4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(keys, max_size=4), max_size=3))
+def test_all_that_was_ever_stored_is_found(runs: list[list[Key]]) -> None:
+    """After any runs in any order, each key that was ever measured has its last record."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        last: dict[Key, Any] = {}
+        for number, run in enumerate(runs):
+            update(Path(folder), [record(key=key, label=f"run {number}") for key in run])
+            last |= dict.fromkeys(run, f"run {number}")
+        assert {key: found.label for key, found in baselines.load_all(Path(folder)).items()} == last
