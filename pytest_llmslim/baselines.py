@@ -134,7 +134,7 @@ def _merge(directory: Path, path: Path, records: list[Record]) -> list[Change]:
     kept = dict(stored)
     changes: list[Change] = []
     for record in records:
-        kept[record.key] = _decoded(json.loads(_line(record)))
+        kept[record.key] = from_builtins(Record, json.loads(_line(record)))
         changes += _changes(stored.get(record.key), kept[record.key])
     text = _text(kept)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -184,25 +184,21 @@ def _load(directory: Path, path: Path) -> dict[Key, Record]:
         raise BaselineError(f"{path} cannot be read ({error.strerror}); see to its rights") from error
     found: dict[Key, Record] = {}
     for position, entry in enumerate(_entries(path, text)):
-        where = _where(path, text, position)
         try:
-            record = _decoded(entry)
+            record = from_builtins(Record, entry)
         except ValueError as error:
-            raise BaselineError(f"{where}: {error}; {_ANEW}") from None
-        if path_of(directory, record.key) != path:
-            raise BaselineError(
-                f"{where} belongs to {path_of(directory, record.key)}; move it there, or delete the line"
-            )
-        if record.key in found:
-            raise BaselineError(
-                f"{where} has the same test, model and recipe as a line above; delete one of them"
-            )
+            raise BaselineError(f"{_where(path, text, position)}: {error}; {_ANEW}") from None
+        if path_of(directory, record.key) != path or record.key in found:
+            raise BaselineError(f"{_where(path, text, position)} {_misplaced(directory, path, record.key)}")
         found[record.key] = record
     return found
 
 
-def _decoded(entry: object) -> Record:
-    return from_builtins(Record, entry)
+def _misplaced(directory: Path, path: Path, key: Key) -> str:
+    right = path_of(directory, key)
+    if right != path:
+        return f"belongs to {right}; move it there, or delete the line"
+    return "has the same test, model and recipe as a line above; delete one of them"
 
 
 def _entries(path: Path, text: str) -> list[object]:
