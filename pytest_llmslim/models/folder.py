@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -40,6 +41,7 @@ BROKEN = (
     TypeError,
     AttributeError,
     SafetensorError,
+    StrictDataclassError,
 )
 
 

@@ -8,6 +8,8 @@ the WikiText-2 test text, 16 windows of BOS and 512 tokens, 28.03.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -34,9 +36,10 @@ def load(file: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     metadata = read_metadata(file, name)
     tokenizer = _tokenizer(file, name, metadata)
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True, local_files_only=True
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # its bar does not listen to transformers' switch
+            module, report = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True, local_files_only=True
+            )
     except BROKEN as error:
         architecture = metadata.get("general.architecture")
         raise ModelError(
@@ -45,10 +48,20 @@ def load(file: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
             "safetensors"
         ) from error
     check_report(report, name)
-    # The weights are dense from here on; with this left in, transformers takes the model for a quantized one.
-    if hasattr(module.config, "quantization_config"):
-        del module.config.quantization_config
+    _forget_quantization(module)
     return module, tokenizer
+
+
+def _forget_quantization(module: nn.Module) -> None:
+    """The weights are dense from here on, but transformers would refuse to save or cast the model."""
+    for holder, mark in (
+        (module, "hf_quantizer"),
+        (module, "is_quantized"),
+        (module, "quantization_method"),
+        (module.config, "quantization_config"),
+    ):
+        if mark in vars(holder):
+            delattr(holder, mark)
 
 
 def _tokenizer(file: Path, name: str, metadata: dict[str, Any]) -> Any:  # noqa: ANN401
