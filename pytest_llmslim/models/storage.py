@@ -19,7 +19,7 @@ from pytest_llmslim.models.content import packed_parts, weights_hash
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["copy_model", "parameter_count", "reallocate", "stored_bytes", "stored_tensors", "weights_hash"]
 
@@ -45,7 +45,8 @@ def stored_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def stored_bytes(module: nn.Module) -> int:
     """Bytes of all storages that `module` holds, each once: packed weights, scales and buffers as stored."""
-    return sum(storage.nbytes() for storage in _storages(module).values())
+    tensors = [tensor for _, tensor in stored_tensors(module)]
+    return sum(storage.nbytes() for storage in _storages(tensors).values())
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -65,15 +66,15 @@ def reallocate(module: nn.Module, rng: random.Random) -> object:
     Returns:
         The gaps; keep them as long as the layout is to last.
     """
-    storages = list(_storages(module).items())
+    tensors = _movable(module)
+    storages = list(_storages(tensors).items())
     rng.shuffle(storages)
     gaps, moved = [], {}
     for key, storage in storages:
         gaps.append(torch.empty(rng.randrange(64, _PADDING_BYTES), dtype=torch.uint8, device=storage.device))
         moved[key] = storage.clone()
-    for _, tensor in stored_tensors(module):
-        if not tensor.is_quantized:
-            tensor.data = _view(tensor, moved[_key(tensor)])
+    for tensor in tensors:
+        tensor.data = _view(tensor, moved[_key(tensor)])
     return gaps
 
 
@@ -83,8 +84,8 @@ def copy_model(module: nn.Module) -> nn.Module:
     A plain `copy.deepcopy` would store the weights of bitsandbytes' 8-bit layers twice and leave its 4-bit
     weights pointing to the layers they were copied from.
     """
-    copied = {key: storage.clone() for key, storage in _storages(module).items()}
-    originals = [tensor for _, tensor in stored_tensors(module) if not tensor.is_quantized]
+    originals = _movable(module)
+    copied = {key: storage.clone() for key, storage in _storages(originals).items()}
     memo: dict[int, Any] = {id(tensor): _twin(tensor, copied[_key(tensor)]) for tensor in originals}
     twins = [(tensor, memo[id(tensor)]) for tensor in originals]
     made = copy.deepcopy(module, memo)
@@ -133,8 +134,13 @@ def _key(tensor: torch.Tensor) -> Key:
     return storage.device, storage.data_ptr()
 
 
-def _storages(module: nn.Module) -> dict[Key, torch.UntypedStorage]:
-    return {_key(tensor): tensor.untyped_storage() for _, tensor in stored_tensors(module)}
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[Key, torch.UntypedStorage]:
+    return {_key(tensor): tensor.untyped_storage() for tensor in tensors}
+
+
+def _movable(module: nn.Module) -> list[torch.Tensor]:
+    """All but the quantized tensors that torch.ao's packed objects unpack: those are copies already."""
+    return [tensor for _, tensor in stored_tensors(module) if not tensor.is_quantized]
 
 
 def _view(tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
