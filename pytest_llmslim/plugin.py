@@ -135,7 +135,8 @@ def _sentences() -> Generator[None, Any, Any]:
     try:
         return (yield)
     except SlimError as error:
-        pytest.fail(str(error), pytrace=False)
+        sentence = str(error)
+    pytest.fail(sentence, pytrace=False)  # outside the handler: pytest prints whatever was being handled
 
 
 @pytest.hookimpl(wrapper=True)

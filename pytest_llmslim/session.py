@@ -21,6 +21,7 @@ from pytest_llmslim.fingerprint import machine_fingerprint
 from pytest_llmslim.integrity import check
 from pytest_llmslim.meters.clock import Stopwatch
 from pytest_llmslim.meters.ladder import choose_energy_meter
+from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.methods import Context
 from pytest_llmslim.models.loading import LoadedModel, load_model
 from pytest_llmslim.models.storage import copy_model, weights_hash
@@ -67,7 +68,8 @@ class Session:
     def meter(self) -> Meter:
         """The best energy meter of this machine; opened at the first measurement."""
         if self._meter is None:
-            self._meter = choose_energy_meter(self.device)
+            self._meter = (choose_energy_meter(self.device) if self.workers == 1 else
+                           NullMeter(f"{self.workers} workers share the machine"))
         return self._meter
 
     def fingerprint(self) -> dict[str, str]:

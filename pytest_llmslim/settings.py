@@ -269,7 +269,10 @@ def resolve(config: Any, environ: Mapping[str, str] = os.environ) -> Settings:  
         SettingError: an ini value or environment variable does not fit its option.
     """
     values = {option.name: lookup(config, option, environ) for option in OPTIONS}
-    return Settings(values, Path(config.rootpath), Path(config.invocation_params.dir))
+    invocation = Path(config.invocation_params.dir)
+    # Not config.rootpath: without an ini file pytest takes the value of --llm-model for a test path, and its
+    # root becomes a folder above both.
+    return Settings(values, Path(config.inipath).parent if config.inipath else invocation, invocation)
 
 
 def lookup(config: Any, option: Option, environ: Mapping[str, str] = os.environ) -> Sourced:  # noqa: ANN401
