@@ -97,8 +97,8 @@ class Ledger:
             terminalreporter.write_line(line, **{name: True for name in markup})
 
 
-def attach(report: pytest.TestReport, records: list[Record]) -> None:
-    """Put records on a report, and their figures where JUnit shows them."""
+def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) -> None:
+    """Put records on a report, and their figures where JUnit shows them: on the item, whose teardown it reads."""
     from pytest_llmslim.records import to_builtins
 
     report.llmslim = [to_builtins(record) for record in records]  # type: ignore[attr-defined]
@@ -107,8 +107,8 @@ def attach(report: pytest.TestReport, records: list[Record]) -> None:
         figures = {"perplexity": record.candidate.perplexity, "perplexity_ratio": record.perplexity.value,
                    "time_ratio": record.time.value, "energy_ratio": record.energy.value,
                    "bytes_ratio": record.stored_bytes.value, "opt": record.opt.value, "outcome": record.outcome}
-        report.user_properties += [(prefix + name, to_builtins(value)) for name, value in figures.items()
-                                   if value is not None]
+        item.user_properties += [(prefix + name, to_builtins(value)) for name, value in figures.items()
+                                 if value is not None]
 
 
 def _first_line(report: pytest.TestReport) -> str:

@@ -150,7 +150,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         case = collection.case_of(item)
         report.llmslim_label = case.id if case else item.name  # type: ignore[attr-defined]
         if report.when == "call" and records:
-            ledger.attach(report, records)
+            ledger.attach(item, report, records)
     return report
 
 
