@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llmslim import gate
 from pytest_llmslim.errors import MeasurementError
@@ -16,12 +12,25 @@ from pytest_llmslim.evals.perplexity import perplexity
 from pytest_llmslim.measure import Duet, Measured, Plan, Tally
 from pytest_llmslim.models.storage import parameter_count, stored_bytes
 from pytest_llmslim.records import (
-    Divergence, Estimate, Key, Reading, Record, Samples, Side, no_estimate, unmeasured,
+    Divergence,
+    Estimate,
+    Key,
+    Reading,
+    Record,
+    Samples,
+    Side,
+    no_estimate,
+    unmeasured,
 )
 from pytest_llmslim.score import opt_estimate
 from pytest_llmslim.statistics import block_estimate, window_estimate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+
     from pytest_llmslim.collection import Case
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.models.loading import LoadedModel
@@ -39,8 +48,15 @@ class Bench:
         show: called with the first record and the candidate's seconds a timed forward pass.
     """
 
-    def __init__(self, session: Session, case: Case, suite: str, test: str, thresholds: gate.Thresholds,
-                 show: Callable[[Record, list[float]], None] | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        case: Case,
+        suite: str,
+        test: str,
+        thresholds: gate.Thresholds,
+        show: Callable[[Record, list[float]], None] | None = None,
+    ) -> None:
         self._session, self._case = session, case
         self._suite, self._test, self._thresholds, self._show = suite, test, thresholds, show
         self.records: list[Record] = []
@@ -60,8 +76,9 @@ class Bench:
         """The windows of tokens on which both are run."""
         return self._session.passage(self._case.model)
 
-    def measure(self, candidate: torch.nn.Module | Compress | str | Path | None = None,
-                *, label: str | None = None) -> Record:
+    def measure(
+        self, candidate: torch.nn.Module | Compress | str | Path | None = None, *, label: str | None = None
+    ) -> Record:
         """Measure a candidate against the reference, score it, and compare it with thresholds and baseline.
 
         The test fails after its body when a verdict is `failed`; the record returned already holds the verdicts.
@@ -74,14 +91,21 @@ class Bench:
         Raises:
             SlimError: the candidate cannot be made or measured, with the reason.
         """
-        made = (self._session.candidate(self._case) if candidate is None
-                else self._session.bring(self._case, candidate, label))
+        made = (
+            self._session.candidate(self._case)
+            if candidate is None
+            else self._session.bring(self._case, candidate, label)
+        )
         name = label or made.name
         if any(record.key.recipe == name for record in self.records):
-            raise MeasurementError(f"{name} was measured twice in {self._test}; give the second one another label=.")
+            raise MeasurementError(
+                f"{name} was measured twice in {self._test}; give the second one another label=."
+            )
         subject = f"{name} on {self._case.label}"
         measured = self._run(made, subject)
-        record = self._judged(self._record(made, measured, Key(self._suite, self._test, self._case.label, name), subject))
+        record = self._judged(
+            self._record(made, measured, Key(self._suite, self._test, self._case.label, name), subject)
+        )
         self.records.append(record)
         if self._show and len(self.records) == 1:
             self._show(record, [ns / 1e9 for ns in measured.candidate.wall_ns])
@@ -91,31 +115,58 @@ class Bench:
         session, settings = self._session, self._session.settings
         plan = Plan(settings.rounds, settings.seed, session.device)
         progress = session.progress(subject) if session.progress else None
-        return Duet(self.reference.module, made.module, self.text, plan, session.meter, subject, progress).run()
+        return Duet(
+            self.reference.module, made.module, self.text, plan, session.meter, subject, progress
+        ).run()
 
     def _judged(self, record: Record) -> Record:
         settings = self._session.settings
         # A run that writes the baseline is not judged by the old one.
         stored = None if settings.update else self._session.store.get(record.key)
-        verdicts = gate.decide(record, self._thresholds, stored, gate_estimated=settings.gate_estimated,
-                               require_baseline=settings.require_baseline and not settings.update)
+        verdicts = gate.decide(
+            record,
+            self._thresholds,
+            stored,
+            gate_estimated=settings.gate_estimated,
+            require_baseline=settings.require_baseline and not settings.update,
+        )
         if settings.update:
             verdicts = tuple(verdict for verdict in verdicts if verdict.outcome != "new")
         return replace(record, verdicts=verdicts)
 
     def _record(self, made: Candidate, measured: Measured, key: Key, subject: str) -> Record:
         session, passage = self._session, self.text
-        reference = _side(self.reference.module, session.reference_hash(self._case.model), measured.reference,
-                          passage, measured.clock)
+        reference = _side(
+            self.reference.module,
+            session.reference_hash(self._case.model),
+            measured.reference,
+            passage,
+            measured.clock,
+        )
         candidate = _side(made.module, made.weights_hash, measured.candidate, passage, measured.clock)
         quality = window_estimate(measured.nll_difference, measured.window_tokens)
         costs = _costs(measured, reference, candidate, made, session.workers)
         return Record(
-            key=key, label=subject, protocol=passage.protocol, reference=reference, candidate=candidate,
-            perplexity=quality, divergence=Divergence(measured.mean_kl, measured.top1), **costs,
-            floor=passage.floor, build=made.build, integrity=made.integrity, profile=session.settings.profile,
-            opt=opt_estimate(quality, costs["time"], costs["energy"], session.settings.profile),
-            fingerprint=session.fingerprint(), samples=_samples(measured, costs), notes=passage.notes)
+            key=key,
+            label=subject,
+            protocol=passage.protocol,
+            reference=reference,
+            candidate=candidate,
+            perplexity=quality,
+            divergence=Divergence(measured.mean_kl, measured.top1),
+            time=costs.time,
+            wall=costs.wall,
+            energy=costs.energy,
+            stored_bytes=costs.stored_bytes,
+            floor=passage.floor,
+            build=made.build,
+            integrity=made.integrity,
+            profile=session.settings.profile,
+            opt=opt_estimate(quality, costs.time, costs.energy, session.settings.profile),
+            fingerprint=session.fingerprint(),
+            samples=_samples(measured, costs),
+            notes=passage.notes,
+        )
 
 
 def _side(module: torch.nn.Module, digest: str, tally: Tally, passage: Passage, clock: str) -> Side:
@@ -123,13 +174,17 @@ def _side(module: torch.nn.Module, digest: str, tally: Tally, passage: Passage, 
     good = [reading for reading in tally.energy if reading.value is not None]
     words, size = passage.words, passage.scored_bytes
     return Side(
-        parameters=parameter_count(module), stored_bytes=stored_bytes(module), weights_hash=digest,
+        parameters=parameter_count(module),
+        stored_bytes=stored_bytes(module),
+        weights_hash=digest,
         perplexity=perplexity(tally.nll, passage.protocol.tokens),
         word_perplexity=perplexity(tally.nll, words) if words else None,
         byte_perplexity=perplexity(tally.nll, size) if size else None,
-        time_s=_seconds(times, clock), wall_s=_seconds(tally.wall_ns, "perf_counter"),
+        time_s=_seconds(times, clock),
+        wall_s=_seconds(tally.wall_ns, "perf_counter"),
         energy_j=_middle(good) if good else (tally.energy or [unmeasured("J", "none", "no energy meter")])[0],
-        peak_memory=tally.peak_memory)
+        peak_memory=tally.peak_memory,
+    )
 
 
 def _seconds(nanoseconds: list[int], source: str) -> Reading:
@@ -148,25 +203,41 @@ def _median(values: list[int] | list[float]) -> float:
     return float(statistics.median(values))
 
 
-def _costs(measured: Measured, reference: Side, candidate: Side, made: Candidate, workers: int) -> dict[str, Estimate]:
-    """Ratios of time, wall time, energy and bytes; absent where they would not be the method's own."""
+class Costs(NamedTuple):
+    """Candidate / reference."""
+
+    time: Estimate
+    wall: Estimate
+    energy: Estimate
+    stored_bytes: Estimate
+
+
+def _costs(measured: Measured, reference: Side, candidate: Side, made: Candidate, workers: int) -> Costs:
+    """The ratios of cost; absent where they would not be the method's own."""
     if made.integrity.status == "simulated":
         none = no_estimate(made.integrity.sentence, method="simulated")
-        return {"time": none, "wall": none, "energy": none, "stored_bytes": none}
+        return Costs(none, none, none, none)
     ratio = candidate.stored_bytes / reference.stored_bytes
     size = Estimate(ratio, ratio, ratio, 1, "measured", "storage")
     if workers > 1:
-        none = no_estimate(f"timed while {workers} workers shared the machine; run without -n to measure cost")
-        return {"time": none, "wall": none, "energy": none, "stored_bytes": size}
-    energy = (block_estimate(measured.energy, measured.energy_method, reference.energy_j.source) if measured.energy
-              else no_estimate(measured.energy_reason))
-    return {"time": block_estimate(measured.time, "measured", measured.clock),
-            "wall": block_estimate(measured.wall, "measured", "perf_counter"), "energy": energy, "stored_bytes": size}
+        none = no_estimate(
+            f"timed while {workers} workers shared the machine; run without -n to measure cost"
+        )
+        return Costs(none, none, none, size)
+    time = block_estimate(measured.time, "measured", measured.clock)
+    wall = block_estimate(measured.wall, "measured", "perf_counter")
+    if not measured.energy:
+        return Costs(time, wall, no_estimate(measured.energy_reason), size)
+    energy = block_estimate(measured.energy, measured.energy_method, reference.energy_j.source)
+    return Costs(time, wall, energy, size)
 
 
-def _samples(measured: Measured, costs: dict[str, Estimate]) -> Samples:
-    def kept(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
-        return values if costs[name].known else ()
-
-    return Samples(kept("time", measured.time), kept("wall", measured.wall), kept("energy", measured.energy),
-                   measured.nll_difference, measured.window_tokens)
+def _samples(measured: Measured, costs: Costs) -> Samples:
+    """The paired values of what has an estimate."""
+    return Samples(
+        measured.time if costs.time.known else (),
+        measured.wall if costs.wall.known else (),
+        measured.energy if costs.energy.known else (),
+        measured.nll_difference,
+        measured.window_tokens,
+    )

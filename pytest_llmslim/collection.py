@@ -50,7 +50,7 @@ def model_label(name: str) -> str:
     return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
 
 
-def registry_for(node: pytest.Item | pytest.FunctionDefinition) -> Registry:  # type: ignore[name-defined]
+def registry_for(node: Any) -> Registry:  # noqa: ANN401  # an item, or pytest's private FunctionDefinition
     """Methods visible to a test: ours, and those of its own and its parents' conftest.py files."""
     contributed = node.ihook.pytest_llmslim_methods(config=node.config)
     return Registry([*BUILTIN_METHODS, *(spec for specs in contributed for spec in specs)])
@@ -64,7 +64,9 @@ def cases(settings: Settings, registry: Registry, keywords: dict[str, Any]) -> l
     """
     listed = [parse(text, registry) for text in keywords.get("recipes", ())]
     asked = [parse(text, registry) for text in settings.recipes]
-    recipes: Sequence[Recipe | None] = narrow(listed, asked, fixed="fixed_recipes" in keywords) if listed else [None]
+    recipes: Sequence[Recipe | None] = (
+        narrow(listed, asked, fixed="fixed_recipes" in keywords) if listed else [None]
+    )
     models = keywords.get("models") or settings.models
     return [Case(model, recipe, registry, keywords) for model in models for recipe in recipes]
 
@@ -93,8 +95,10 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> list[str]:
     except SlimError as error:
         found, errors = [], [f"{definition.nodeid}: {error}"]
     # An empty list would be reported as a skip; the test is deselected instead.
-    metafunc.parametrize(FIXTURE, found or [None], ids=[case.id for case in found] or ["none"],
-                         indirect=True, scope="session")
+    values: list[Case | None] = [*found] or [None]
+    metafunc.parametrize(
+        FIXTURE, values, ids=[case.id for case in found] or ["none"], indirect=True, scope="session"
+    )
     return errors
 
 
@@ -122,7 +126,13 @@ def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytes
     ours = [item for item in items if case_of(item) is not None]
     models = list(dict.fromkeys(_case(item).model for item in ours))
     recipes = list(dict.fromkeys(_recipe_text(item) for item in ours))
-    ours.sort(key=lambda item: (models.index(_case(item).model), recipes.index(_recipe_text(item)), item.location[:2]))
+    ours.sort(
+        key=lambda item: (
+            models.index(_case(item).model),
+            recipes.index(_recipe_text(item)),
+            item.location[:2],
+        )
+    )
     return [*others, *ours], dropped
 
 

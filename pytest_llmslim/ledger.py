@@ -51,7 +51,10 @@ class Ledger:
         from pytest_llmslim.reports.files import summary
 
         settings = settings_of(self.config)
-        self._write("summary.json", json.dumps(summary(self.records, self.unmeasured), indent=1, sort_keys=True) + "\n")
+        self._write(
+            "summary.json",
+            json.dumps(summary(self.records, self.unmeasured), indent=1, sort_keys=True) + "\n",
+        )
         if settings.update:
             self._update(settings.baseline)
 
@@ -89,12 +92,20 @@ class Ledger:
         from pytest_llmslim.reports.terminal import Shown, lines
 
         settings = settings_of(config)
-        shown = Shown(tuple(self.records), tuple(self.unmeasured), tuple(self.changes), tuple(self.troubles),
-                      str(settings.baseline), str(settings.results), settings.update, config.get_verbosity() > 0,
-                      terminalreporter._tw.fullwidth)
+        shown = Shown(
+            tuple(self.records),
+            tuple(self.unmeasured),
+            tuple(self.changes),
+            tuple(self.troubles),
+            str(settings.baseline),
+            str(settings.results),
+            settings.update,
+            config.get_verbosity() > 0,
+            terminalreporter._tw.fullwidth,
+        )
         terminalreporter.section("compressed language models")
         for line, markup in lines(shown):
-            terminalreporter.write_line(line, **{name: True for name in markup})
+            terminalreporter.write_line(line, **dict.fromkeys(markup, True))
 
 
 def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) -> None:
@@ -104,11 +115,18 @@ def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) 
     report.llmslim = [to_builtins(record) for record in records]  # type: ignore[attr-defined]
     for record in records:
         prefix = "llmslim." if len(records) == 1 else f"llmslim.{record.key.recipe}."
-        figures = {"perplexity": record.candidate.perplexity, "perplexity_ratio": record.perplexity.value,
-                   "time_ratio": record.time.value, "energy_ratio": record.energy.value,
-                   "bytes_ratio": record.stored_bytes.value, "opt": record.opt.value, "outcome": record.outcome}
-        item.user_properties += [(prefix + name, to_builtins(value)) for name, value in figures.items()
-                                 if value is not None]
+        figures = {
+            "perplexity": record.candidate.perplexity,
+            "perplexity_ratio": record.perplexity.value,
+            "time_ratio": record.time.value,
+            "energy_ratio": record.energy.value,
+            "bytes_ratio": record.stored_bytes.value,
+            "opt": record.opt.value,
+            "outcome": record.outcome,
+        }
+        item.user_properties += [
+            (prefix + name, to_builtins(value)) for name, value in figures.items() if value is not None
+        ]
 
 
 def _first_line(report: pytest.TestReport) -> str:

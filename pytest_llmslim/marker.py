@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmslim.errors import SettingError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 THRESHOLDS = ("max_perplexity_increase", "max_time_increase", "max_energy_increase", "max_opt")
 KEYWORDS = ("model", "models", "recipe", "recipes", *THRESHOLDS)
+
 
 def read(markers: Iterable[Any]) -> dict[str, Any]:
     """The keywords of a test's `llm` markers, nearest first; `recipes` and `models` as tuples.
@@ -26,11 +29,15 @@ def read(markers: Iterable[Any]) -> dict[str, Any]:
 
 def _check(marker: Any) -> None:  # noqa: ANN401  # pytest.Mark
     if marker.args:
-        raise SettingError(f"@pytest.mark.llm takes keywords only, got {marker.args[0]!r}; it knows "
-                           f"{', '.join(sorted(KEYWORDS))}.")
+        raise SettingError(
+            f"@pytest.mark.llm takes keywords only, got {marker.args[0]!r}; it knows "
+            f"{', '.join(sorted(KEYWORDS))}."
+        )
     unknown = sorted(set(marker.kwargs) - set(KEYWORDS))
     if unknown:
-        raise SettingError(f"@pytest.mark.llm has no keyword {unknown[0]!r}; it knows {', '.join(sorted(KEYWORDS))}.")
+        raise SettingError(
+            f"@pytest.mark.llm has no keyword {unknown[0]!r}; it knows {', '.join(sorted(KEYWORDS))}."
+        )
 
 
 def _plural(keywords: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +49,9 @@ def _plural(keywords: dict[str, Any]) -> dict[str, Any]:
             plain[f"fixed_{many}"] = True  # one recipe is what the test is about; a list may be replaced
             plain[many] = (plain.pop(one),)
         if isinstance(plain.get(many), str):
-            raise SettingError(f"@pytest.mark.llm({many}=...) is a list, got {plain[many]!r}; write {one}= for one.")
+            raise SettingError(
+                f"@pytest.mark.llm({many}=...) is a list, got {plain[many]!r}; write {one}= for one."
+            )
         if many in plain:
             plain[many] = tuple(str(item) for item in plain[many])
     return plain

@@ -105,8 +105,16 @@ class Duet:
         progress: called after each pair.
     """
 
-    def __init__(self, reference: torch.nn.Module, candidate: torch.nn.Module, passage: Passage, plan: Plan,
-                 meter: Meter, label: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        reference: torch.nn.Module,
+        candidate: torch.nn.Module,
+        passage: Passage,
+        plan: Plan,
+        meter: Meter,
+        label: str,
+        progress: Progress | None = None,
+    ) -> None:
         self.models = (reference, candidate)
         self.passage, self.plan, self.meter, self.label = passage, plan, meter, label
         self.progress = progress
@@ -118,13 +126,16 @@ class Duet:
         self.kl, self.same = 0.0, 0
         self.forward_ns = 0
 
-    @torch.inference_mode()
     def run(self) -> Measured:
         """Measure.
 
         Raises:
             MeasurementError: a model crashes, returns NaN, or logits of another shape than the reference's.
         """
+        with torch.inference_mode():
+            return self._run()
+
+    def _run(self) -> Measured:
         whole = Stopwatch("cpu")
         slow = self._first_runs() > SLOW_RUN_S
         per_block = SLOW_PAIRS if slow else QUICK_PAIRS
@@ -208,7 +219,8 @@ class Duet:
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             raise MeasurementError(
                 f"{self._name(side)} failed in a forward pass ({type(error).__name__}: {error}); "
-                f"run the model by itself to see where.") from error
+                f"run the model by itself to see where."
+            ) from error
 
     def _name(self, side: int) -> str:
         return f"The reference of {self.label}" if side == 0 else self.label
@@ -224,15 +236,18 @@ class Duet:
         """Quality of both models on one window, from the logits of its timed runs."""
         if reference.shape != candidate.shape:
             raise MeasurementError(
-                f"{self.label} returns logits of shape {tuple(candidate.shape)}, the reference {tuple(reference.shape)}; "
-                f"a candidate keeps the reference's vocabulary.")
+                f"{self.label} returns logits of shape {tuple(candidate.shape)}, "
+                f"the reference {tuple(reference.shape)}; a candidate keeps the reference's vocabulary."
+            )
         window, first = self.windows[index], self.passage.scored_from[index]
         nll = [token_nll(logits, window, first) for logits in (reference, candidate)]
         for side in (0, 1):
             total = float(nll[side].sum())
             if not math.isfinite(total):
-                raise MeasurementError(f"{self._name(side)} gives no finite probabilities on window {index} "
-                                       f"(NaN or inf in the logits); check the weights, or another --llm-dtype.")
+                raise MeasurementError(
+                    f"{self._name(side)} gives no finite probabilities on window {index} "
+                    f"(NaN or inf in the logits); check the weights, or another --llm-dtype."
+                )
             self.tallies[side].nll += total
         count = len(nll[0])
         self.differences.append(float((nll[1] - nll[0]).sum()) / count)
@@ -283,14 +298,21 @@ class Duet:
         times = [t.device_ns if on_device else t.cpu_ns for t in self.tallies]
         pairs, method, reason = energy_pairs(reference.energy, candidate.energy)
         return Measured(
-            reference=reference, candidate=candidate,
+            reference=reference,
+            candidate=candidate,
             time=block_values(times[0], times[1], blocks),
             wall=block_values(reference.wall_ns, candidate.wall_ns, blocks),
-            energy=pairs, energy_method=method, energy_reason=reason or self.meter.description,
+            energy=pairs,
+            energy_method=method,
+            energy_reason=reason or self.meter.description,
             clock="cuda events" if on_device else "process cpu time",
-            nll_difference=tuple(self.differences), window_tokens=tuple(self.tokens),
-            mean_kl=self.kl / sum(self.tokens), top1=self.same / sum(self.tokens),
-            pairs=len(reference.wall_ns), busy=self.forward_ns / whole_ns)
+            nll_difference=tuple(self.differences),
+            window_tokens=tuple(self.tokens),
+            mean_kl=self.kl / sum(self.tokens),
+            top1=self.same / sum(self.tokens),
+            pairs=len(reference.wall_ns),
+            busy=self.forward_ns / whole_ns,
+        )
 
 
 @contextlib.contextmanager

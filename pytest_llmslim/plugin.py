@@ -6,7 +6,6 @@ nothing else; rooms are imported inside the hooks that need them, which run only
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,12 +14,14 @@ from pytest_llmslim import settings
 from pytest_llmslim.errors import SlimError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from pytest_llmslim.records import Record
     from pytest_llmslim.session import Session
 
 SETTINGS = pytest.StashKey[settings.Settings]()
-SESSION = pytest.StashKey["Session"]()
-RECORDS = pytest.StashKey["list[Record]"]()
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+RECORDS: pytest.StashKey[list[Record]] = pytest.StashKey()
 ERRORS = pytest.StashKey[list[str]]()
 
 MARKER = (
@@ -77,7 +78,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from pytest_llmslim import collection
 
     config = metafunc.config
-    config.stash[ERRORS] += collection.parametrize(metafunc, settings_of(config))
+    errors = config.stash[ERRORS]
+    errors.extend(collection.parametrize(metafunc, settings_of(config)))
 
 
 @pytest.hookimpl(trylast=True)
@@ -98,7 +100,8 @@ def _refuse(config: pytest.Config) -> None:
     """One usage error for all that is wrong, before anything runs."""
     from pytest_llmslim import baselines
 
-    errors = list(dict.fromkeys(config.stash[ERRORS]))
+    found: list[str] = config.stash[ERRORS]
+    errors = list(dict.fromkeys(found))
     try:
         baselines.load_all(settings_of(config).baseline)
     except SlimError as error:
@@ -124,8 +127,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     if records:
         from pytest_llmslim import gate
 
-        message = gate.failure([v for record in records for v in record.verdicts],
-                               strict=settings_of(item.config).strict)
+        message = gate.failure(
+            [v for record in records for v in record.verdicts], strict=settings_of(item.config).strict
+        )
         if message:
             pytest.fail(message, pytrace=False)
     return result

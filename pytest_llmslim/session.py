@@ -68,14 +68,21 @@ class Session:
     def meter(self) -> Meter:
         """The best energy meter of this machine; opened at the first measurement."""
         if self._meter is None:
-            self._meter = (choose_energy_meter(self.device) if self.workers == 1 else
-                           NullMeter(f"{self.workers} workers share the machine"))
+            self._meter = (
+                choose_energy_meter(self.device)
+                if self.workers == 1
+                else NullMeter(f"{self.workers} workers share the machine")
+            )
         return self._meter
 
     def fingerprint(self) -> dict[str, str]:
         """What makes timings of two machines comparable."""
-        return machine_fingerprint(device=self.device, threads=self.settings.threads, dtype=self.settings.dtype,
-                                   energy_source=self.meter.source)
+        return machine_fingerprint(
+            device=self.device,
+            threads=self.settings.threads,
+            dtype=self.settings.dtype,
+            energy_source=self.meter.source,
+        )
 
     def reference(self, model: str) -> LoadedModel:
         """The original model; the one before it is let go first."""
@@ -83,8 +90,12 @@ class Session:
             self._reference = self._candidate = self._passage = None
             self._free()
             torch.set_num_threads(self.settings.threads)
-            self._reference = load_model(model, device=self.device, dtype=self.settings.dtype,
-                                         trust_remote_code=self.settings.trust_remote_code)
+            self._reference = load_model(
+                model,
+                device=self.device,
+                dtype=self.settings.dtype,
+                trust_remote_code=self.settings.trust_remote_code,
+            )
             self._reference_hash = weights_hash(self._reference.module)
         return self._reference
 
@@ -113,8 +124,16 @@ class Session:
             source = texts.grammar_text(-(-settings.tokens // DOCUMENT_TOKENS) + 1)
         else:
             source = texts.reference_manual()
-        passage = texts.cut(source, reference.tokenizer, tokens=settings.tokens, window=window, stride=settings.stride,
-                            bos=settings.bos, dtype=settings.dtype, longest=longest)
+        passage = texts.cut(
+            source,
+            reference.tokenizer,
+            tokens=settings.tokens,
+            window=window,
+            stride=settings.stride,
+            bos=settings.bos,
+            dtype=settings.dtype,
+            longest=longest,
+        )
         return texts.with_floor(passage, source) if own_text and window == aligned else passage
 
     # Candidates -------------------------------------------------------------------------------------------
@@ -122,11 +141,15 @@ class Session:
     def candidate(self, case: Case) -> Candidate:
         """The candidate that the case's recipe builds."""
         if case.recipe is None:
-            raise SettingError("llm.measure() needs a candidate: give the test a recipe, e.g. "
-                               '@pytest.mark.llm(recipe="int4"), or pass a function, a model or a folder.')
+            raise SettingError(
+                "llm.measure() needs a candidate: give the test a recipe, e.g. "
+                '@pytest.mark.llm(recipe="int4"), or pass a function, a model or a folder.'
+            )
         if self._candidate is None or self._candidate[:2] != (case.model, case.recipe.text):
             self._let_go()
-            candidate = self._build(case.model, case.recipe.text, self._recipe_steps(case), case.recipe.control)
+            candidate = self._build(
+                case.model, case.recipe.text, self._recipe_steps(case), case.recipe.control
+            )
             self._candidate = (case.model, case.recipe.text, candidate)
         return self._candidate[2]
 
@@ -135,8 +158,13 @@ class Session:
             raise LookupError(case.id)
         methods = [instantiate(step, case.registry) for step in case.recipe.steps]
         reference = self.reference(case.model)
-        context = Context(self.passage(case.model).calibration, self.settings.seed, self.device, reference.family,
-                          case.label)
+        context = Context(
+            self.passage(case.model).calibration,
+            self.settings.seed,
+            self.device,
+            reference.family,
+            case.label,
+        )
 
         def build() -> tuple[torch.nn.Module, list[str], list[str]]:
             module = copy_model(reference.module)
@@ -150,7 +178,9 @@ class Session:
 
         return build
 
-    def bring(self, case: Case, given: torch.nn.Module | Compress | str | Path, label: str | None) -> Candidate:
+    def bring(
+        self, case: Case, given: torch.nn.Module | Compress | str | Path, label: str | None
+    ) -> Candidate:
         """A candidate that the user brings: a module, a function of a copy of the reference, or a folder.
 
         Raises:
@@ -165,16 +195,25 @@ class Session:
             if isinstance(given, torch.nn.Module):
                 return given, ["brought as a module"], []
             if isinstance(given, str | Path):
-                loaded = load_model(str(given), device=self.device, dtype=self.settings.dtype,
-                                    trust_remote_code=self.settings.trust_remote_code)
+                loaded = load_model(
+                    str(given),
+                    device=self.device,
+                    dtype=self.settings.dtype,
+                    trust_remote_code=self.settings.trust_remote_code,
+                )
                 return loaded.module, [f"loaded from {model_label(str(given))}"], []
             module = _apply(given, copy_model(reference.module))
             return module.to(self.device).eval().requires_grad_(False), [f"made by {_name(given)}"], []
 
         return self._build(case.model, label or _name(given), build, control=False)
 
-    def _build(self, model: str, name: str, build: Callable[[], tuple[torch.nn.Module, list[str], list[str]]],
-               control: bool) -> Candidate:
+    def _build(
+        self,
+        model: str,
+        name: str,
+        build: Callable[[], tuple[torch.nn.Module, list[str], list[str]]],
+        control: bool,
+    ) -> Candidate:
         """Run `build` under clock and meter, and look whether anything was compressed."""
         reference = self.reference(model)
         stopwatch = Stopwatch(self.device)
@@ -191,7 +230,9 @@ class Session:
         except SlimError as error:
             raise type(error)(f"{name} on {model_label(model)}: {error}") from None
         seconds = Reading(max(ticks.wall_ns, 1) / 1e9, "s", "perf_counter", "measured", 1e-9)
-        return Candidate(name, module, weights_hash(module), Build(seconds, energy, tuple(sentences)), integrity)
+        return Candidate(
+            name, module, weights_hash(module), Build(seconds, energy, tuple(sentences)), integrity
+        )
 
     def _let_go(self) -> None:
         self._candidate = None
@@ -225,10 +266,14 @@ def _apply(function: Compress, module: torch.nn.Module) -> torch.nn.Module:
     except SlimError:
         raise
     except Exception as error:
-        raise CompressionError(f"{_name(function)} failed while compressing ({type(error).__name__}: {error}).") from error
+        raise CompressionError(
+            f"{_name(function)} failed while compressing ({type(error).__name__}: {error})."
+        ) from error
     result = module if result is None else result  # a function that changes its argument in place
     if not isinstance(result, torch.nn.Module):
-        raise CompressionError(f"{_name(function)} returns the compressed model or None, got {type(result).__name__}.")
+        raise CompressionError(
+            f"{_name(function)} returns the compressed model or None, got {type(result).__name__}."
+        )
     return result
 
 

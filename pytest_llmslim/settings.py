@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_llmslim.errors import SettingError, SlimError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from pytest_llmslim.gate import Thresholds
     from pytest_llmslim.records import Profile
 
@@ -53,26 +54,65 @@ EMBEDDED_MODELS = ("embedded:gpt2", "embedded:llama")
 
 # Help texts: what it does, in one sentence, values in plain words; the default is appended.
 OPTIONS: tuple[Option, ...] = (
-    Option("model", "list", EMBEDDED_MODELS, "MODEL",
-           "Reference model: Hugging Face id, folder, .gguf file or embedded:NAME; repeatable."),
-    Option("recipe", "list", (), "RECIPE",
-           "Compression steps joined by +, e.g. ah90+int4; narrows or replaces a suite's list; repeatable."),
-    Option("profile", "text", "balanced", "PROFILE",
-           "Weights of time and energy in opt: balanced, energy, runtime, or ALPHA:BETA."),
-    Option("text", "path", None, "FILE",
-           "UTF-8 text on which quality is measured; without it the grammar's text for embedded models "
-           "and Python's own reference manual for others."),
+    Option(
+        "model",
+        "list",
+        EMBEDDED_MODELS,
+        "MODEL",
+        "Reference model: Hugging Face id, folder, .gguf file or embedded:NAME; repeatable.",
+    ),
+    Option(
+        "recipe",
+        "list",
+        (),
+        "RECIPE",
+        "Compression steps joined by +, e.g. ah90+int4; narrows or replaces a suite's list; repeatable.",
+    ),
+    Option(
+        "profile",
+        "text",
+        "balanced",
+        "PROFILE",
+        "Weights of time and energy in opt: balanced, energy, runtime, or ALPHA:BETA.",
+    ),
+    Option(
+        "text",
+        "path",
+        None,
+        "FILE",
+        "UTF-8 text on which quality is measured; without it the grammar's text for embedded models "
+        "and Python's own reference manual for others.",
+    ),
     Option("tokens", "int", 8192, "N", "Tokens of the text to pass through each model."),
-    Option("window", "int", None, "N", "Tokens in a forward pass, BOS included; 256 for embedded models, else 512."),
+    Option(
+        "window",
+        "int",
+        None,
+        "N",
+        "Tokens in a forward pass, BOS included; 256 for embedded models, else 512.",
+    ),
     Option("stride", "int", None, "N", "Overlap windows and score only the last N tokens of each."),
-    Option("bos", "text", "auto", "WHEN",
-           "Start every window with the BOS token: always, never, or auto (as the tokenizer does)."),
-    Option("rounds", "int", None, "N", "Pairs of reference and candidate to time; 48, or 16 when a pair takes seconds."),
+    Option(
+        "bos",
+        "text",
+        "auto",
+        "WHEN",
+        "Start every window with the BOS token: always, never, or auto (as the tokenizer does).",
+    ),
+    Option(
+        "rounds",
+        "int",
+        None,
+        "N",
+        "Pairs of reference and candidate to time; 48, or 16 when a pair takes seconds.",
+    ),
     Option("device", "text", "auto", "DEVICE", "cpu, cuda, cuda:N, or auto."),
     Option("dtype", "text", "float32", "DTYPE", "In which the reference runs: float32, bfloat16 or float16."),
     Option("threads", "int", 1, "N", "CPU threads of the models; gates are steadiest with one."),
     Option("seed", "int", 0, "N", "Seed of everything random: order of pairs, padding, sampling in methods."),
-    Option("max-perplexity-increase", "percent", None, "PCT", "Fail when perplexity grows by more, e.g. 3%%."),
+    Option(
+        "max-perplexity-increase", "percent", None, "PCT", "Fail when perplexity grows by more, e.g. 3%%."
+    ),
     Option("max-time-increase", "percent", None, "PCT", "Fail when time grows by more, e.g. 10%%."),
     Option("max-energy-increase", "percent", None, "PCT", "Fail when energy grows by more, e.g. 10%%."),
     Option("max-opt", "number", None, "SCORE", "Fail when opt is higher; 1 is the reference itself."),
@@ -103,8 +143,12 @@ def add_options(parser: Any) -> None:  # noqa: ANN401  # pytest.Parser, which th
     group = parser.getgroup("llmslim", "compressed language models (pytest-llmslim)")
     for option in OPTIONS:
         group.addoption(option.flag, dest=option.dest, default=None, help=_help(option), **_argument(option))
-        parser.addini(option.ini, help=f"{option.help.replace('%%', '%')} ({option.flag})",
-                      type="linelist" if option.kind == "list" else "string", default=None)
+        parser.addini(
+            option.ini,
+            help=f"{option.help.replace('%%', '%')} ({option.flag})",
+            type="linelist" if option.kind == "list" else "string",
+            default=None,
+        )
 
 
 def _argument(option: Option) -> dict[str, Any]:
@@ -169,8 +213,10 @@ def _checked(option: Option, text: str, where: str) -> str:
         from pytest_llmslim.score import parse_profile
 
         parse_profile(text, where)
-    if option.name == "device" and text not in ("auto", "cpu", "cuda") and not (
-        text.startswith("cuda:") and text[5:].isdigit()
+    if (
+        option.name == "device"
+        and text not in ("auto", "cpu", "cuda")
+        and not (text.startswith("cuda:") and text[5:].isdigit())
     ):
         raise SettingError(f"{where} is cpu, cuda, cuda:N or auto, got {text!r}.")
     return text
@@ -198,7 +244,16 @@ def _positive(text: str, where: str) -> float:
 
 
 def _boolean(text: str, where: str) -> bool:
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
     if text.strip().lower() not in words:
         raise SettingError(f"{where} is true or false, got {text!r}.")
     return words[text.strip().lower()]

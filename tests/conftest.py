@@ -24,7 +24,15 @@ def _no_settings_from_outside(monkeypatch):
 @pytest.fixture(scope="session")
 def heavy():
     """What measuring imports; for tests in which an inner run measures in this process."""
-    libraries = ("numpy", "torch", "transformers", "scipy.stats", "bitsandbytes", "codecarbon", "safetensors.torch")
+    libraries = (
+        "numpy",
+        "torch",
+        "transformers",
+        "scipy.stats",
+        "bitsandbytes",
+        "codecarbon",
+        "safetensors.torch",
+    )
     ours = ("session", "bench", "ledger", "reports.terminal", "reports.files", "embedded.grammar")
     for name in (*libraries, *(f"pytest_llmslim.{room}" for room in ours)):
         importlib.import_module(name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from conftest import SHARED
 
+from conftest import SHARED
 from pytest_llmslim.errors import TextError
 from pytest_llmslim.evals import text as texts
 
@@ -27,8 +27,16 @@ class Letters:
 
 def cut(text, tokenizer=None, *, tokens=20, window=5, stride=None, bos="auto", longest=None, calibration=""):
     source = texts.Source("here", text, "0" * 64, calibration)
-    return texts.cut(source, tokenizer or Letters(), tokens=tokens, window=window, stride=stride, bos=bos,
-                     dtype="float32", longest=longest)
+    return texts.cut(
+        source,
+        tokenizer or Letters(),
+        tokens=tokens,
+        window=window,
+        stride=stride,
+        bos=bos,
+        dtype="float32",
+        longest=longest,
+    )
 
 
 def shown(passage):
@@ -43,16 +51,19 @@ def shown(passage):
 ALPHABET = "abcdefghijklmnopqrstuvwxyz" * 4
 
 
-@pytest.mark.parametrize(("options", "expected"), [
-    ({}, ["^ABCD", "^EFGH", "^IJKL", "^MNOP"]),
-    ({"bos": "never"}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
-    ({"tokenizer": Letters(prepends=False)}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
-    ({"tokenizer": Letters(prepends=False), "bos": "always"}, ["^ABCD", "^EFGH", "^IJKL", "^MNOP"]),
-    ({"tokenizer": Letters(bos=None, prepends=False)}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
-    ({"stride": 2, "tokens": 11}, ["^ABCD", "^cdEF", "^efGH", "^ghIJ"]),
-    ({"stride": 2, "bos": "never", "tokens": 11}, ["aBCDE", "cdeFG", "efgHI", "ghiJK"]),
-    ({"tokens": 2}, ["^ABCD"]),
-])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["^ABCD", "^EFGH", "^IJKL", "^MNOP"]),
+        ({"bos": "never"}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
+        ({"tokenizer": Letters(prepends=False)}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
+        ({"tokenizer": Letters(prepends=False), "bos": "always"}, ["^ABCD", "^EFGH", "^IJKL", "^MNOP"]),
+        ({"tokenizer": Letters(bos=None, prepends=False)}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
+        ({"stride": 2, "tokens": 11}, ["^ABCD", "^cdEF", "^efGH", "^ghIJ"]),
+        ({"stride": 2, "bos": "never", "tokens": 11}, ["aBCDE", "cdeFG", "efgHI", "ghiJK"]),
+        ({"tokens": 2}, ["^ABCD"]),
+    ],
+)
 def test_windows(options, expected):
     """Disjoint or overlapping windows, with and without BOS; every token is scored at most once."""
     assert shown(cut(ALPHABET, **options)) == expected
@@ -96,12 +107,15 @@ def test_a_short_text_gives_fewer_windows_and_says_so():
     assert passage.notes[0] == "the text here holds 3 windows, fewer than the 20 asked for"
 
 
-@pytest.mark.parametrize(("text", "options", "words", "size"), [
-    ("aa bb cc ddd eee", {"tokens": 20}, 5, 16),
-    ("aa bb cc ddd eee", {"tokens": 10}, 3, 8),
-    ("aaaa aaaa aaaa", {"tokens": 10}, 2, 8),
-    ("é é é é é é é é ", {"tokens": 10}, 4, 12),
-])
+@pytest.mark.parametrize(
+    ("text", "options", "words", "size"),
+    [
+        ("aa bb cc ddd eee", {"tokens": 20}, 5, 16),
+        ("aa bb cc ddd eee", {"tokens": 10}, 3, 8),
+        ("aaaa aaaa aaaa", {"tokens": 10}, 2, 8),
+        ("é é é é é é é é ", {"tokens": 10}, 4, 12),
+    ],
+)
 def test_words_and_bytes_of_the_scored_text(text, options, words, size):
     """A word counts where it starts, bytes are UTF-8, and adjacent windows add up to the whole."""
     passage = cut(text, **options)
@@ -116,13 +130,19 @@ def test_a_slow_tokenizer_has_no_words():
     assert (passage.words, passage.scored_bytes) == (None, None)
 
 
-@pytest.mark.parametrize(("text", "options", "message"), [
-    ("abc", {}, r"The text here has 3 tokens, fewer than one window of 5; give a longer text"),
-    (ALPHABET, {"longest": 4}, r"--llm-window 5 is longer than the model's 4 positions; use at most 4\."),
-    (ALPHABET, {"stride": 5}, r"--llm-stride 5 is not smaller than the window of 5"),
-    (ALPHABET, {"bos": "always", "tokenizer": Letters(bos=None, prepends=False)},
-     r"--llm-bos always needs a tokenizer with a BOS token"),
-])
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("abc", {}, r"The text here has 3 tokens, fewer than one window of 5; give a longer text"),
+        (ALPHABET, {"longest": 4}, r"--llm-window 5 is longer than the model's 4 positions; use at most 4\."),
+        (ALPHABET, {"stride": 5}, r"--llm-stride 5 is not smaller than the window of 5"),
+        (
+            ALPHABET,
+            {"bos": "always", "tokenizer": Letters(bos=None, prepends=False)},
+            r"--llm-bos always needs a tokenizer with a BOS token",
+        ),
+    ],
+)
 def test_what_cannot_be_cut_is_refused(text, options, message):
     """Each in one sentence with the way out."""
     with pytest.raises(TextError, match=message):
@@ -139,11 +159,14 @@ def test_the_bytes_of_a_file_are_its_hash(tmp_path):
     assert source.notes == ("the text has CRLF line ends, which change the perplexity",)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, r"cannot be read \(No such file or directory\); give the path of a UTF-8 file"),
-    (b"\xff\xfe", r"is not UTF-8 \(byte 0\); convert it"),
-    (b" \n", r"is empty; give a file with some thousand words"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot be read \(No such file or directory\); give the path of a UTF-8 file"),
+        (b"\xff\xfe", r"is not UTF-8 \(byte 0\); convert it"),
+        (b" \n", r"is empty; give a file with some thousand words"),
+    ],
+)
 def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
     """Missing, binary or empty."""
     path = tmp_path / "text.txt"
@@ -174,7 +197,9 @@ def test_the_grammar_writes_one_document_a_window():
     assert source.calibration[:200] != source.text[:200]
 
 
-@pytest.mark.skipif(not (SHARED / "data/wikitext-2-raw/wiki.test.raw").exists(), reason="WikiText-2 is not there")
+@pytest.mark.skipif(
+    not (SHARED / "data/wikitext-2-raw/wiki.test.raw").exists(), reason="WikiText-2 is not there"
+)
 def test_wikitext_has_its_published_hash():
     """The file is read byte for byte."""
     source = texts.read_text(SHARED / "data/wikitext-2-raw/wiki.test.raw")

@@ -250,12 +250,26 @@ def test_sampled_energy_is_said() -> None:
     )
 
 
-def test_opt_without_energy_weight() -> None:
-    """A profile without weight on energy is gated by time alone, meter or not."""
-    now = record(energy=(), profile=Profile("1:0", 1.0, 0.0), perplexity=quality(1.0, 1.0, 1.0))
-    verdict = against_threshold("opt", now, 0.9)
-    assert verdict.outcome == "passed"
-    assert "energy" not in verdict.sentence
+@pytest.mark.parametrize(
+    ("missing", "profile"), [("energy", Profile("1:0", 1.0, 0.0)), ("time", Profile("0:1", 0.0, 1.0))]
+)
+def test_opt_on_one_cost_alone(missing: str, profile: Profile) -> None:
+    """A profile without weight on a cost needs no meter for it, and spends all of alpha on the other."""
+    alone = {"time": blocks(0.8, n=7), "energy": blocks(0.8, n=7), missing: ()}
+    now = record(**alone, profile=profile, perplexity=quality(1.0, 1.0, 1.0))
+    assert against_threshold("opt", now, 0.9).outcome == "passed"
+    assert against_threshold("opt", now, 0.7).outcome == "failed"
+    then = dataclasses.replace(now, energy=dataclasses.replace(now.energy, source="another"))
+    comparable = against_baseline("opt", now, then)
+    assert comparable is not None
+    assert comparable.outcome == ("passed" if missing == "energy" else "not comparable")
+
+
+def test_enough_blocks_say_what_they_exclude() -> None:
+    """Seven blocks can decide, so an undecided sentence says what they exclude."""
+    verdict = against_threshold("time", costs("time", 1.04, 0.05, n=7), 0.05)
+    assert verdict.outcome == "inconclusive"
+    assert "Above 1.093 is excluded; about " in verdict.sentence
 
 
 @given(
@@ -370,6 +384,7 @@ def test_perplexity_regression(now: float, then: float, outcome: Outcome, words:
     assert verdict is not None
     assert verdict.outcome == outcome
     assert words in verdict.sentence
+    assert ("better" in verdict.sentence) == (now < 0.99 * then < INF or now < then == INF)
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(PROTOCOL)])

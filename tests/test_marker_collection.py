@@ -15,28 +15,40 @@ REGISTRY = Registry(BUILTIN_METHODS)
 
 
 def marks(*keywords):
-    return [getattr(pytest.mark, "llm")(**k).mark for k in keywords]
+    return [pytest.mark.llm(**k).mark for k in keywords]
 
 
-@pytest.mark.parametrize(("keywords", "expected"), [
-    ([], {}),
-    ([{"recipe": "int4"}], {"recipes": ("int4",), "fixed_recipes": True}),
-    ([{"model": Path("a/b")}], {"models": ("a/b",), "fixed_models": True}),
-    ([{"recipes": ["int4", "int8"], "max_opt": 0.9}], {"recipes": ("int4", "int8"), "max_opt": 0.9}),
-    ([{"max_opt": 0.5}, {"max_opt": 0.9, "recipe": "int4"}], {"max_opt": 0.5, "recipes": ("int4",), "fixed_recipes": True}),
-    ([{"recipe": None}], {}),
-])
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ([], {}),
+        ([{"recipe": "int4"}], {"recipes": ("int4",), "fixed_recipes": True}),
+        ([{"model": Path("a/b")}], {"models": ("a/b",), "fixed_models": True}),
+        ([{"recipes": ["int4", "int8"], "max_opt": 0.9}], {"recipes": ("int4", "int8"), "max_opt": 0.9}),
+        (
+            [{"max_opt": 0.5}, {"max_opt": 0.9, "recipe": "int4"}],
+            {"max_opt": 0.5, "recipes": ("int4",), "fixed_recipes": True},
+        ),
+        ([{"recipe": None}], {}),
+    ],
+)
 def test_the_nearest_marker_wins_for_each_keyword(keywords, expected):
     """Markers of test, class and module add up."""
     assert marker.read(marks(*keywords)) == expected
 
 
-@pytest.mark.parametrize(("mark", "message"), [
-    (pytest.mark.llm("int4"), r"takes keywords only, got 'int4'; it knows max_energy_increase, max_opt"),
-    (pytest.mark.llm(max_ppl=1), r"has no keyword 'max_ppl'; it knows max_energy_increase, .*recipes\."),
-    (pytest.mark.llm(recipe="a", recipes=["b"]), r"takes recipe or recipes, got both\."),
-    (pytest.mark.llm(recipes="int4"), r"llm\(recipes=\.\.\.\) is a list, got 'int4'; write recipe= for one\."),
-])
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        (pytest.mark.llm("int4"), r"takes keywords only, got 'int4'; it knows max_energy_increase, max_opt"),
+        (pytest.mark.llm(max_ppl=1), r"has no keyword 'max_ppl'; it knows max_energy_increase, .*recipes\."),
+        (pytest.mark.llm(recipe="a", recipes=["b"]), r"takes recipe or recipes, got both\."),
+        (
+            pytest.mark.llm(recipes="int4"),
+            r"llm\(recipes=\.\.\.\) is a list, got 'int4'; write recipe= for one\.",
+        ),
+    ],
+)
 def test_a_wrong_marker_is_refused(mark, message):
     """The sentence lists what is known."""
     with pytest.raises(SettingError, match=message):
@@ -50,17 +62,20 @@ def test_the_registered_help_names_every_keyword():
     assert all(keyword in MARKER for keyword in marker.KEYWORDS)
 
 
-@pytest.mark.parametrize(("listed", "asked", "expected"), [
-    (["int8", "int4"], [], ["int8", "int4"]),
-    (["int8", "int4"], ["int4"], ["int4"]),
-    (["int8", "int4"], ["fp4"], ["fp4"]),
-    (["int8", "int4"], ["int4", "fp4"], ["int4", "fp4"]),
-    (["int8", "int4"], ["ah90+int4"], []),
-    (["ah90+int8"], ["int4"], []),
-    (["ah90+int8"], ["ah80+fp4"], ["ah80+fp4"]),
-    (["int8", "ah90+int8"], ["fp4", "ah80+fp4"], ["fp4", "ah80+fp4"]),
-    (["magnitude(sparsity=0.5)"], ["magnitude( sparsity = .5 )"], ["magnitude(sparsity=0.5)"]),
-])
+@pytest.mark.parametrize(
+    ("listed", "asked", "expected"),
+    [
+        (["int8", "int4"], [], ["int8", "int4"]),
+        (["int8", "int4"], ["int4"], ["int4"]),
+        (["int8", "int4"], ["fp4"], ["fp4"]),
+        (["int8", "int4"], ["int4", "fp4"], ["int4", "fp4"]),
+        (["int8", "int4"], ["ah90+int4"], []),
+        (["ah90+int8"], ["int4"], []),
+        (["ah90+int8"], ["ah80+fp4"], ["ah80+fp4"]),
+        (["int8", "ah90+int8"], ["fp4", "ah80+fp4"], ["fp4", "ah80+fp4"]),
+        (["magnitude(sparsity=0.5)"], ["magnitude( sparsity = .5 )"], ["magnitude(sparsity=0.5)"]),
+    ],
+)
 def test_asked_recipes_narrow_or_replace_a_list(listed, asked, expected):
     """A listed recipe narrows; another goes to the tests of its kind, single or combined."""
     found = collection.narrow([parse(t, REGISTRY) for t in listed], [parse(t, REGISTRY) for t in asked])
@@ -74,13 +89,16 @@ def test_a_test_about_one_recipe_is_never_given_another():
     assert collection.narrow(listed, listed + asked, fixed=True) == listed
 
 
-@pytest.mark.parametrize(("name", "label"), [
-    ("embedded:gpt2", "embedded:gpt2"),
-    ("openai-community/gpt2", "openai-community/gpt2"),
-    ("/models/My Llama", "My Llama"),
-    ("/models/gemma-3-270m.q4.gguf", "gemma-3-270m.q4"),
-    ("./here/model", "model"),
-])
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("embedded:gpt2", "embedded:gpt2"),
+        ("openai-community/gpt2", "openai-community/gpt2"),
+        ("/models/My Llama", "My Llama"),
+        ("/models/gemma-3-270m.q4.gguf", "gemma-3-270m.q4"),
+        ("./here/model", "model"),
+    ],
+)
 def test_a_model_is_called_by_its_id_or_the_last_part_of_its_path(name, label):
     """A baseline made on one machine is found on another."""
     assert collection.model_label(name) == label
@@ -137,11 +155,14 @@ def test_a_recipe_that_no_test_takes_is_deselected(pytester):
     result.stdout.fnmatch_lines(["*test_other", "*1/* tests collected (* deselected)*"])
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (["--llm-recipe", "int5"], "*there is no method 'int5' (did you mean*"),
-    (["--llm-recipe", "int4+ah90"], "*got int4+ah90; write ah90+int4*"),
-    (["--llm-recipe", "int4("], "*recipe 'int4(': expected*"),
-])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--llm-recipe", "int5"], "*there is no method 'int5' (did you mean*"),
+        (["--llm-recipe", "int4+ah90"], "*got int4+ah90; write ah90+int4*"),
+        (["--llm-recipe", "int4("], "*recipe 'int4(': expected*"),
+    ],
+)
 def test_a_recipe_that_cannot_run_is_a_usage_error(pytester, args, message):
     """Exit code 4 and one sentence, before anything runs."""
     pytester.makepyfile(test_suite=SUITE)
@@ -150,12 +171,18 @@ def test_a_recipe_that_cannot_run_is_a_usage_error(pytester, args, message):
     result.stderr.fnmatch_lines([message])
 
 
-@pytest.mark.parametrize(("keywords", "message"), [
-    ("recipe='int5'", "*test_it: there is no method 'int5'*"),
-    ("max_ppl=1", "*test_it: @pytest.mark.llm has no keyword 'max_ppl'*"),
-    ("max_opt='low'", "*test_it: @pytest.mark.llm(max_opt=...) is a number above 0, got 'low'*"),
-    ("max_perplexity_increase=0.03", "*test_it: @pytest.mark.llm(max_perplexity_increase=...) is a percentage*"),
-])
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ("recipe='int5'", "*test_it: there is no method 'int5'*"),
+        ("max_ppl=1", "*test_it: @pytest.mark.llm has no keyword 'max_ppl'*"),
+        ("max_opt='low'", "*test_it: @pytest.mark.llm(max_opt=...) is a number above 0, got 'low'*"),
+        (
+            "max_perplexity_increase=0.03",
+            "*test_it: @pytest.mark.llm(max_perplexity_increase=...) is a percentage*",
+        ),
+    ],
+)
 def test_a_marker_that_cannot_be_read_is_a_usage_error(pytester, keywords, message):
     """The test is named with what is wrong."""
     pytester.makepyfile(f"import pytest\n@pytest.mark.llm({keywords})\ndef test_it(llm): pass")
@@ -166,8 +193,9 @@ def test_a_marker_that_cannot_be_read_is_a_usage_error(pytester, keywords, messa
 
 def test_methods_of_a_conftest_are_seen_below_it_only(pytester):
     """A directory's own method is known to its tests, and not to its neighbours."""
-    pytester.makepyfile(**{
-        "inside/conftest": """
+    pytester.makepyfile(
+        **{
+            "inside/conftest": """
             import pytest
             from pytest_llmslim.registry import Spec
 
@@ -175,8 +203,9 @@ def test_methods_of_a_conftest_are_seen_below_it_only(pytester):
             def pytest_llmslim_methods(config):
                 return [Spec("halve", "my.module:Halve", "halves", origin="inside/conftest.py")]
         """,
-        "inside/test_in": "import pytest\n@pytest.mark.llm(recipe='halve')\ndef test_in(llm): pass",
-    })
+            "inside/test_in": "import pytest\n@pytest.mark.llm(recipe='halve')\ndef test_in(llm): pass",
+        }
+    )
     assert collected(pytester, "--llm-model", "embedded:gpt2") == ["test_in[embedded:gpt2-halve]"]
     pytester.makepyfile(test_out="import pytest\n@pytest.mark.llm(recipe='halve')\ndef test_out(llm): pass")
     pytester.runpytest().stderr.fnmatch_lines(["*test_out: there is no method 'halve'*"])

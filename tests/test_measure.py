@@ -56,8 +56,14 @@ def duet(passage):
                 for parameter in candidate.parameters():
                     parameter.mul_(1.01)
         pair = Watched(reference, "r", log), Watched(candidate, "c", log, spoil)
-        return Duet(*pair, passage, Plan(rounds, 3, "cpu"), meter or NullMeter("no meter here"), "int4 on tiny",
-                    progress), log
+        return Duet(
+            *pair,
+            passage,
+            Plan(rounds, 3, "cpu"),
+            meter or NullMeter("no meter here"),
+            "int4 on tiny",
+            progress,
+        ), log
 
     return make
 
@@ -90,7 +96,9 @@ def test_quality_is_that_of_running_each_model_once(duet, passage):
             expected = 0.0
             for window in passage.windows:
                 logits = pair.models[side].inner(input_ids=window).logits
-                expected += float(torch.nn.functional.cross_entropy(logits[0, :-1], window[0, 1:], reduction="sum"))
+                expected += float(
+                    torch.nn.functional.cross_entropy(logits[0, :-1], window[0, 1:], reduction="sum")
+                )
             assert tally.nll == pytest.approx(expected, rel=1e-6)
     total = sum(d * n for d, n in zip(measured.nll_difference, measured.window_tokens, strict=True))
     assert total == pytest.approx(measured.candidate.nll - measured.reference.nll, rel=1e-9)
@@ -113,7 +121,7 @@ def test_both_models_run_equally_often_and_garbage_collection_is_off(duet):
     timed = log[4:]  # two first runs of each model
     names = "".join(name for name, _, _ in timed)
     assert len(timed) == 8 * 4
-    assert set(names[i : i + 4] for i in range(0, len(names), 4)) == {"rrcc", "ccrr"}
+    assert {names[i : i + 4] for i in range(0, len(names), 4)} == {"rrcc", "ccrr"}
     for block in (names[:16], names[16:]):
         assert [block[i] for i in range(0, 16, 4)].count("r") == 2
     assert not any(enabled for _, _, enabled in timed)
@@ -168,11 +176,23 @@ def crash(out):
     raise RuntimeError("shape mismatch")
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (nan, r"int4 on tiny gives no finite probabilities on window 0 \(NaN or inf in the logits\); check the weights"),
-    (narrow, r"int4 on tiny returns logits of shape \(1, 16, 100\), the reference \(1, 16, 128\); a candidate keeps"),
-    (crash, r"int4 on tiny failed in a forward pass \(RuntimeError: shape mismatch\); run the model by itself"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            nan,
+            r"int4 on tiny gives no finite probabilities on window 0 \(NaN or inf in the logits\); check the weights",
+        ),
+        (
+            narrow,
+            r"int4 on tiny returns logits of shape \(1, 16, 100\), the reference \(1, 16, 128\); a candidate keeps",
+        ),
+        (
+            crash,
+            r"int4 on tiny failed in a forward pass \(RuntimeError: shape mismatch\); run the model by itself",
+        ),
+    ],
+)
 def test_a_candidate_that_cannot_be_measured_is_named(duet, spoil, message):
     """One sentence with the subject; garbage collection is on again afterwards."""
     pair, _ = duet(spoil)
@@ -224,22 +244,33 @@ def test_a_meter_that_vanishes_leaves_energy_unmeasured(duet):
     pair, log = duet()
     pair.meter = CountingMeter(log, least=0.005, fails="all")
     measured = pair.run()
-    assert (measured.energy, measured.energy_method, measured.energy_reason) == ((), "unmeasured", "the meter is gone")
+    assert (measured.energy, measured.energy_method, measured.energy_reason) == (
+        (),
+        "unmeasured",
+        "the meter is gone",
+    )
 
 
 def test_readings_of_unlike_sources_never_meet():
     """A ratio of a measured and an estimated joule is refused."""
     measured, estimated = Reading(2.0, "J", "rapl", "measured"), Reading(1.0, "J", "codecarbon", "estimated")
-    assert energy_pairs([measured], [estimated]) == ((), "unmeasured", "the energy source changed during the measurement")
+    assert energy_pairs([measured], [estimated]) == (
+        (),
+        "unmeasured",
+        "the energy source changed during the measurement",
+    )
     assert energy_pairs([measured], [measured]) == ((0.0,), "measured", "")
     assert energy_pairs([], []) == ((), "unmeasured", "")
 
 
-@pytest.mark.parametrize(("reference", "candidate", "blocks", "expected"), [
-    ([1, 1, 1, 1], [2, 2, 2, 200], [range(4)], [math.log(2)]),
-    ([1, 1, 4, 4], [2, 2, 1, 1], [range(2), range(2, 4)], [math.log(2), -math.log(4)]),
-    ([0], [10], [range(1)], [math.log(10)]),
-])
+@pytest.mark.parametrize(
+    ("reference", "candidate", "blocks", "expected"),
+    [
+        ([1, 1, 1, 1], [2, 2, 2, 200], [range(4)], [math.log(2)]),
+        ([1, 1, 4, 4], [2, 2, 1, 1], [range(2), range(2, 4)], [math.log(2), -math.log(4)]),
+        ([0], [10], [range(1)], [math.log(10)]),
+    ],
+)
 def test_a_block_is_the_median_of_its_pairs(reference, candidate, blocks, expected):
     """One disturbed pair does not move its block; a clock that did not tick counts as one nanosecond."""
     assert block_values(reference, candidate, blocks) == pytest.approx(expected)

@@ -27,8 +27,23 @@ def run(pytester, tiny_folder, tiny_text, monkeypatch):
     monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("switched off in this test"))
 
     def run(*args, model=tiny_folder, rounds="28"):
-        return pytester.runpytest("-p", "no:benchmark", "--llm-model", str(model), "--llm-text", str(tiny_text), "--llm-tokens", "512",
-                                  "--llm-window", "64", "--llm-rounds", rounds, "--llm-device", "cpu", *args)
+        return pytester.runpytest(
+            "-p",
+            "no:benchmark",
+            "--llm-model",
+            str(model),
+            "--llm-text",
+            str(tiny_text),
+            "--llm-tokens",
+            "512",
+            "--llm-window",
+            "64",
+            "--llm-rounds",
+            rounds,
+            "--llm-device",
+            "cpu",
+            *args,
+        )
 
     return run
 
@@ -47,9 +62,15 @@ def test_a_test_of_ten_lines_passes_and_shows_its_row(pytester, run):
     result = run()
     result.assert_outcomes(passed=1)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*compressed language models*", "tiny-gpt2: * parameters,*", "1  int8 *passed, new"])
-    rows = [json.loads(line) for line in (pytester.path / "llm-results/results.jsonl").read_text().splitlines()]
-    assert [row["key"] for row in rows] == [{"suite": "test_own", "test": "test_ships", "model": "tiny-gpt2", "recipe": "int8"}]
+    result.stdout.fnmatch_lines(
+        ["*compressed language models*", "tiny-gpt2: * parameters,*", "1  int8 *passed, new"]
+    )
+    rows = [
+        json.loads(line) for line in (pytester.path / "llm-results/results.jsonl").read_text().splitlines()
+    ]
+    assert [row["key"] for row in rows] == [
+        {"suite": "test_own", "test": "test_ships", "model": "tiny-gpt2", "recipe": "int8"}
+    ]
     assert json.loads((pytester.path / "llm-results/summary.json").read_text())["outcomes"] == {"new": 1}
     assert (pytester.path / "llm-results/.gitignore").read_text() == "*\n"
 
@@ -85,15 +106,17 @@ def test_thresholds_of_the_run_hold_for_every_test(pytester, run, option):
 
 
 def test_an_expected_failure_is_expected(pytester, run):
-    """xfail sees the verdict, since it is raised in the call phase."""
-    pytester.makepyfile(test_own="""
+    """Xfail sees the verdict, since it is raised in the call phase."""
+    pytester.makepyfile(
+        test_own="""
         import pytest
 
         @pytest.mark.xfail(strict=True)
         @pytest.mark.llm(recipe="int8", max_perplexity_increase="0.1%")
         def test_ships(llm):
             llm.measure()
-    """)
+    """
+    )
     result = run()
     result.assert_outcomes(xfailed=1)
     assert result.ret == 0
@@ -101,13 +124,15 @@ def test_an_expected_failure_is_expected(pytester, run):
 
 def test_a_body_that_fails_keeps_its_record(pytester, run):
     """The user's own assertion is the failure; what was measured is in the files all the same."""
-    pytester.makepyfile(test_own="""
+    pytester.makepyfile(
+        test_own="""
         import pytest
 
         @pytest.mark.llm(recipe="int8")
         def test_ships(llm):
             assert llm.measure().candidate.perplexity < 1, "my own rule"
-    """)
+    """
+    )
     result = run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*my own rule*"])
@@ -174,18 +199,25 @@ BROUGHT = """
 """
 
 
-@pytest.mark.parametrize(("name", "outcome", "message"), [
-    ("function", "passed", "1  halve_head*"),
-    ("returned", "passed", "1  half_precision*"),
-    ("nothing", "failed", "*nothing on tiny-gpt2: *nothing was compressed*"),
-    ("wrong", "failed", "*wrong returns the compressed model or None, got str.*"),
-    ("broken", "failed", "*broken failed while compressing (KeyError: 'layers').*"),
-    ("no_recipe", "failed", "*llm.measure() needs a candidate: give the test a recipe*"),
-    ("number", "failed", "*A candidate is a function, a model or a folder, got int.*"),
-    ("twice", "failed", "*half_precision was measured twice in test_twice*; give the second one another label=.*"),
-    ("twice_with_label", "passed", "*again*"),
-    ("reference_is_untouched", "passed", "1  halve_head*"),
-])
+@pytest.mark.parametrize(
+    ("name", "outcome", "message"),
+    [
+        ("function", "passed", "1  halve_head*"),
+        ("returned", "passed", "1  half_precision*"),
+        ("nothing", "failed", "*nothing on tiny-gpt2: *nothing was compressed*"),
+        ("wrong", "failed", "*wrong returns the compressed model or None, got str.*"),
+        ("broken", "failed", "*broken failed while compressing (KeyError: 'layers').*"),
+        ("no_recipe", "failed", "*llm.measure() needs a candidate: give the test a recipe*"),
+        ("number", "failed", "*A candidate is a function, a model or a folder, got int.*"),
+        (
+            "twice",
+            "failed",
+            "*half_precision was measured twice in test_twice*; give the second one another label=.*",
+        ),
+        ("twice_with_label", "passed", "*again*"),
+        ("reference_is_untouched", "passed", "1  halve_head*"),
+    ],
+)
 def test_a_candidate_of_ones_own(pytester, run, name, outcome, message):
     """A function that returns or changes the model; what is no candidate is said in one sentence."""
     pytester.makepyfile(test_own=BROUGHT)
@@ -263,21 +295,35 @@ def test_a_baseline_that_cannot_be_read_stops_the_run(pytester, run, content):
 
 def test_under_xdist_quality_is_judged_and_cost_is_not_measured(pytester, tiny_folder, tiny_text):
     """Records travel from the workers; two workers disturb each other, so their times are no numbers."""
-    pytester.makepyfile(test_own="""
+    pytester.makepyfile(
+        test_own="""
         import pytest
 
         @pytest.mark.llm(recipes=["int8", "magnitude(sparsity=0.9)"], max_perplexity_increase="0.1%")
         def test_ships(llm):
             llm.measure()
-    """)
+    """
+    )
     result = pytester.runpytest_subprocess(
-        "-n", "2", "--llm-model", str(tiny_folder), "--llm-text", str(tiny_text), "--llm-tokens", "512", "--llm-window", "64",
-        "--llm-rounds", "8")
+        "-n",
+        "2",
+        "--llm-model",
+        str(tiny_folder),
+        "--llm-text",
+        str(tiny_text),
+        "--llm-tokens",
+        "512",
+        "--llm-window",
+        "64",
+        "--llm-rounds",
+        "8",
+    )
     result.stdout.fnmatch_lines(["*int8 *", "failed: int8 on tiny-gpt2*limit 0.1 %*"])
     assert (pytester.path / "llm-results/results.jsonl").read_text().count("\n") == 2
     rows = json.loads((pytester.path / "llm-results/summary.json").read_text())["rows"]
     assert {row["time_ratio"]["reason"] for row in rows if row["recipe"] == "int8"} == {
-        "timed while 2 workers shared the machine; run without -n to measure cost"}
+        "timed while 2 workers shared the machine; run without -n to measure cost"
+    }
 
 
 def test_without_the_plugin_a_project_still_runs(pytester):
@@ -298,8 +344,18 @@ def test_figures_reach_pytest_benchmark(pytester, tiny_folder, tiny_text):
     """Its JSON holds one round a timed pair, and our figures as extra_info."""
     own_test(pytester)
     result = pytester.runpytest_subprocess(
-        "--benchmark-json=out.json", "--llm-model", str(tiny_folder), "--llm-text", str(tiny_text), "--llm-tokens", "512",
-        "--llm-window", "64", "--llm-rounds", "8")
+        "--benchmark-json=out.json",
+        "--llm-model",
+        str(tiny_folder),
+        "--llm-text",
+        str(tiny_text),
+        "--llm-tokens",
+        "512",
+        "--llm-window",
+        "64",
+        "--llm-rounds",
+        "8",
+    )
     result.assert_outcomes(passed=1)
     data = json.loads((pytester.path / "out.json").read_text())["benchmarks"][0]
     assert data["stats"]["rounds"] == 8
@@ -319,10 +375,13 @@ def test_results_that_cannot_be_written_cost_nothing_else(pytester, run):
     result.stdout.fnmatch_lines(["*taken* cannot be written (*); give another folder with --llm-results."])
 
 
-@pytest.mark.parametrize(("model", "message"), [
-    ("./no/such/model", "*no/such/model*"),
-    ("embedded:bert", "*embedded:bert*"),
-])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./no/such/model", "*no/such/model*"),
+        ("embedded:bert", "*embedded:bert*"),
+    ],
+)
 def test_a_model_that_cannot_be_loaded_is_one_sentence(pytester, run, model, message):
     """No traceback of a library reaches the user."""
     own_test(pytester)

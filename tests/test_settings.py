@@ -11,11 +11,30 @@ from pytest_llmslim import settings
 from pytest_llmslim.errors import SettingError
 
 GOOD = {
-    "model": "gpt2", "recipe": "int4", "profile": "0.3:0.7", "text": "words.txt", "tokens": "512", "window": "64",
-    "stride": "32", "bos": "never", "rounds": "8", "device": "cpu", "dtype": "bfloat16", "threads": "2", "seed": "7",
-    "max-perplexity-increase": "3%", "max-time-increase": "10%", "max-energy-increase": "5%", "max-opt": "0.9",
-    "gate-estimated": "true", "strict": "true", "baseline": "stored", "update": "true", "require-baseline": "true",
-    "results": "out", "trust-remote-code": "true",
+    "model": "gpt2",
+    "recipe": "int4",
+    "profile": "0.3:0.7",
+    "text": "words.txt",
+    "tokens": "512",
+    "window": "64",
+    "stride": "32",
+    "bos": "never",
+    "rounds": "8",
+    "device": "cpu",
+    "dtype": "bfloat16",
+    "threads": "2",
+    "seed": "7",
+    "max-perplexity-increase": "3%",
+    "max-time-increase": "10%",
+    "max-energy-increase": "5%",
+    "max-opt": "0.9",
+    "gate-estimated": "true",
+    "strict": "true",
+    "baseline": "stored",
+    "update": "true",
+    "require-baseline": "true",
+    "results": "out",
+    "trust-remote-code": "true",
 }
 
 BAD = [
@@ -78,7 +97,7 @@ def test_a_value_that_does_not_fit_is_refused_by_name(name, text, message):
 
 
 def test_a_bad_option_is_a_usage_error(pytester):
-    """pytest ends with exit code 4 before anything runs, and one sentence."""
+    """Pytest ends with exit code 4 before anything runs, and one sentence."""
     result = pytester.runpytest("--llm-tokens", "many")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--llm-tokens is a whole number, got 'many'.*"])
@@ -106,7 +125,9 @@ def test_lists_split_at_commas_and_lines_but_not_inside_brackets(resolved):
 def test_the_header_shows_what_is_not_default_with_its_source(pytester, monkeypatch):
     """Nothing is shown in a plain run; otherwise value and source."""
     pytester.makepyfile("def test_nothing(): pass")
-    assert "llmslim" not in "".join(line for line in pytester.runpytest().outlines if not line.startswith("plugins"))
+    assert "llmslim" not in "".join(
+        line for line in pytester.runpytest().outlines if not line.startswith("plugins")
+    )
     monkeypatch.setenv("LLMSLIM_SEED", "7")
     result = pytester.runpytest("--llm-profile", "energy")
     result.stdout.fnmatch_lines(["llmslim: profile: energy (command line), seed: 7 (LLMSLIM_SEED)"])

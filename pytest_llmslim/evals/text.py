@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_llmslim.errors import TextError
 from pytest_llmslim.records import Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 CALIBRATION_WINDOWS = 8
 CHARACTERS_A_TOKEN = 16
@@ -68,7 +70,9 @@ def read_text(path: Path) -> Source:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise TextError(f"--llm-text {path} cannot be read ({error.strerror}); give the path of a UTF-8 file.") from None
+        raise TextError(
+            f"--llm-text {path} cannot be read ({error.strerror}); give the path of a UTF-8 file."
+        ) from None
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -91,8 +95,12 @@ def reference_manual() -> Source:
 
     text = "\n\n".join(topics[name] for name in sorted(topics))
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    return Source(REFERENCE_MANUAL, text, sha256, notes=(
-        "the text is Python's reference manual; give --llm-text for text like that of your users",))
+    return Source(
+        REFERENCE_MANUAL,
+        text,
+        sha256,
+        notes=("the text is Python's reference manual; give --llm-text for text like that of your users",),
+    )
 
 
 def grammar_text(documents: int) -> Source:
@@ -105,8 +113,17 @@ def grammar_text(documents: int) -> Source:
     return Source("embedded", text, hashlib.sha256(text.encode()).hexdigest(), calibration)
 
 
-def cut(source: Source, tokenizer: Any, *, tokens: int, window: int, stride: int | None, bos: str,  # noqa: ANN401
-        dtype: str, longest: int | None) -> Passage:
+def cut(
+    source: Source,
+    tokenizer: Any,  # noqa: ANN401  # transformers is read as Any
+    *,
+    tokens: int,
+    window: int,
+    stride: int | None,
+    bos: str,
+    dtype: str,
+    longest: int | None,
+) -> Passage:
     """Tokenise a text and cut it into windows.
 
     Args:
@@ -135,7 +152,8 @@ def cut(source: Source, tokenizer: Any, *, tokens: int, window: int, stride: int
     if available < 1:
         raise TextError(
             f"The text {source.name} has {len(ids)} tokens, fewer than one window of {window}; "
-            f"give a longer text or a smaller --llm-window.")
+            f"give a longer text or a smaller --llm-window."
+        )
     notes = list(source.notes)
     if available < passes:
         notes.append(f"the text {source.name} holds {available} windows, fewer than the {passes} asked for")
@@ -152,23 +170,37 @@ def cut(source: Source, tokenizer: Any, *, tokens: int, window: int, stride: int
     if calibration is None:
         notes.append("no text was left for calibration")
     protocol = Protocol(
-        name="window" if stride is None else "stride", window=window, stride=step, bos=bool(start),
-        tokens=sum(b - a for a, b in spans), windows=passes, text=source.name, text_sha256=source.sha256, dtype=dtype)
+        name="window" if stride is None else "stride",
+        window=window,
+        stride=step,
+        bos=bool(start),
+        tokens=sum(b - a for a, b in spans),
+        windows=passes,
+        text=source.name,
+        text_sha256=source.sha256,
+        dtype=dtype,
+    )
     return Passage(protocol, windows, scored_from, calibration, words, scored_bytes, notes=tuple(notes))
 
 
 def _check_window(window: int, stride: int | None, longest: int | None) -> None:
     if longest is not None and window > longest:
-        raise TextError(f"--llm-window {window} is longer than the model's {longest} positions; use at most {longest}.")
+        raise TextError(
+            f"--llm-window {window} is longer than the model's {longest} positions; use at most {longest}."
+        )
     if stride is not None and stride >= window:
-        raise TextError(f"--llm-stride {stride} is not smaller than the window of {window}; use at most {window // 2}.")
+        raise TextError(
+            f"--llm-stride {stride} is not smaller than the window of {window}; use at most {window // 2}."
+        )
 
 
 def _bos(tokenizer: Any, when: str) -> list[int]:  # noqa: ANN401
     """The BOS token as a list, empty when windows start without it."""
     own = tokenizer.bos_token_id
     if when == "always" and own is None:
-        raise TextError("--llm-bos always needs a tokenizer with a BOS token, and this one has none; use auto.")
+        raise TextError(
+            "--llm-bos always needs a tokenizer with a BOS token, and this one has none; use auto."
+        )
     if own is None or when == "never":
         return []
     return [own] if when == "always" or tokenizer("a")["input_ids"][:1] == [own] else []
@@ -182,8 +214,9 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
     return list(encoded["input_ids"]), list(encoded["offset_mapping"]) if fast else None
 
 
-def _count(text: str, offsets: Sequence[tuple[int, int]] | None,
-           spans: Sequence[tuple[int, int]]) -> tuple[int | None, int | None]:
+def _count(
+    text: str, offsets: Sequence[tuple[int, int]] | None, spans: Sequence[tuple[int, int]]
+) -> tuple[int | None, int | None]:
     """Words that start in, and bytes of, the text behind some runs of tokens."""
     if offsets is None:
         return None, None
@@ -197,8 +230,13 @@ def _count(text: str, offsets: Sequence[tuple[int, int]] | None,
     return words, scored_bytes
 
 
-def _calibration(source: Source, tokenizer: Any, rest: list[int], start: list[int],  # noqa: ANN401
-                 body: int) -> torch.Tensor | None:
+def _calibration(
+    source: Source,
+    tokenizer: Any,  # noqa: ANN401  # transformers is read as Any
+    rest: list[int],
+    start: list[int],
+    body: int,
+) -> torch.Tensor | None:
     ids = _encode(tokenizer, source.calibration)[0] if source.calibration else rest
     count = min(CALIBRATION_WINDOWS, len(ids) // body)
     if not count:

@@ -16,8 +16,10 @@ def summary(records: Sequence[Record], unmeasured: Sequence[tuple[str, str]]) ->
     """The run in one object: a short row per record, and what was not measured with the reason."""
     return {
         "schema": SCHEMA,
-        "outcomes": {outcome: sum(record.outcome == outcome for record in records)
-                     for outcome in sorted({record.outcome for record in records})},
+        "outcomes": {
+            outcome: sum(record.outcome == outcome for record in records)
+            for outcome in sorted({record.outcome for record in records})
+        },
         "fingerprint": to_builtins(records[0].fingerprint) if records else {},
         "rows": [row(record) for record in records],
         "unmeasured": [{"label": label, "reason": reason} for label, reason in unmeasured],
@@ -26,16 +28,33 @@ def summary(records: Sequence[Record], unmeasured: Sequence[tuple[str, str]]) ->
 
 def row(record: Record) -> dict[str, Any]:
     """The figures of one record; a ratio is an object with value, interval and how it was had."""
-    row: dict[str, Any] = to_builtins({
-        "suite": record.key.suite, "test": record.key.test, "model": record.key.model, "recipe": record.key.recipe,
-        "perplexity": record.candidate.perplexity, "reference_perplexity": record.reference.perplexity,
-        "floor": record.floor, "mean_kl": record.divergence.mean_kl, "top1": record.divergence.top1,
-        "profile": record.profile.name, "outcome": record.outcome, "integrity": record.integrity.status,
-        "sentences": [verdict.sentence for verdict in record.verdicts],
-    })
+    row: dict[str, Any] = to_builtins(
+        {
+            "suite": record.key.suite,
+            "test": record.key.test,
+            "model": record.key.model,
+            "recipe": record.key.recipe,
+            "perplexity": record.candidate.perplexity,
+            "reference_perplexity": record.reference.perplexity,
+            "floor": record.floor,
+            "mean_kl": record.divergence.mean_kl,
+            "top1": record.divergence.top1,
+            "profile": record.profile.name,
+            "outcome": record.outcome,
+            "integrity": record.integrity.status,
+            "sentences": [verdict.sentence for verdict in record.verdicts],
+        }
+    )
     for name in ("perplexity", "time", "wall", "energy", "stored_bytes", "opt"):
         estimate = getattr(record, name)
         row[f"{name}_ratio" if name != "opt" else "opt"] = to_builtins(
-            {"value": estimate.value, "low": estimate.low, "high": estimate.high, "method": estimate.method,
-             "source": estimate.source, "reason": estimate.reason})
+            {
+                "value": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "method": estimate.method,
+                "source": estimate.source,
+                "reason": estimate.reason,
+            }
+        )
     return row

@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 Line = tuple[str, tuple[str, ...]]
 """Text, and the names of pytest's terminal markup."""
 
-HEAD = ("", "recipe", "perplexity", "ratio [95 %]", "time", "energy", "bytes", "KL", "top-1", "opt", "verdict")
+HEAD = (
+    "",
+    "recipe",
+    "perplexity",
+    "ratio [95 %]",
+    "time",
+    "energy",
+    "bytes",
+    "KL",
+    "top-1",
+    "opt",
+    "verdict",
+)
 MARK = {"estimated": "~", "sampled": "^", "measured": ""}
 COLOUR = {"failed": ("red",), "inconclusive": ("yellow",), "not comparable": ("yellow",)}
 
@@ -80,10 +92,16 @@ def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]
         out.append((text, COLOUR.get(record.outcome, ()) if record else ()))
         if verbose and record:
             out += [(f"      {detail}", ()) for detail in details(record)]
-    winner = next((r for r in best if r.outcome != "failed" and r.opt.known and r.integrity.status != "control"), None)
+    winner = next(
+        (r for r in best if r.outcome != "failed" and r.opt.known and r.integrity.status != "control"), None
+    )
     if winner:
-        out.append((f"lowest opt: {winner.key.recipe} with {_score(winner.opt)}; "
-                    f"{winner.integrity.sentence}", ("green",)))
+        out.append(
+            (
+                f"lowest opt: {winner.key.recipe} with {_score(winner.opt)}; {winner.integrity.sentence}",
+                ("green",),
+            )
+        )
     return [*out, ("", ())]
 
 
@@ -106,12 +124,17 @@ def _about(record: Record) -> list[str]:
 def _row(rank: int, record: Record, *, compact: bool) -> tuple[str, ...]:
     over = f" ({units.percent(record.candidate.perplexity / record.floor - 1)} floor)" if record.floor else ""
     return (
-        str(rank), record.key.recipe, units.significant(record.candidate.perplexity, 4) + over,
+        str(rank),
+        record.key.recipe,
+        units.significant(record.candidate.perplexity, 4) + over,
         units.ratio(record.perplexity.value, record.perplexity.low, record.perplexity.high),
-        _cost(record.time, interval=not compact), _cost(record.energy, interval=not compact),
+        _cost(record.time, interval=not compact),
+        _cost(record.energy, interval=not compact),
         _cost(record.stored_bytes, interval=False),
-        units.significant(record.divergence.mean_kl), units.percent(record.divergence.top1, signed=False),
-        _score(record.opt), "passed, new" if record.outcome == "new" else record.outcome,
+        units.significant(record.divergence.mean_kl),
+        units.percent(record.divergence.top1, signed=False),
+        _score(record.opt),
+        "passed, new" if record.outcome == "new" else record.outcome,
     )
 
 
@@ -134,15 +157,21 @@ def _score(estimate: Estimate) -> str:
 
 def _legend(records: Sequence[Record]) -> list[Line]:
     """What the marks mean, and why numbers are absent; each said once."""
-    energies = {record.energy.method: record.reference.energy_j.source for record in records if record.energy.known}
+    energies = {
+        record.energy.method: record.reference.energy_j.source for record in records if record.energy.known
+    }
     out = []
     if "estimated" in energies:
-        out.append(f"~ energy is estimated by a model ({energies['estimated']}), not measured; it is shown and ranked, "
-                   "and gated only with --llm-gate-estimated or max_opt")
+        out.append(
+            f"~ energy is estimated by a model ({energies['estimated']}), not measured; it is shown and ranked, "
+            "and gated only with --llm-gate-estimated or max_opt"
+        )
     if "sampled" in energies:
         out.append(f"^ energy is integrated from power samples ({energies['sampled']})")
     if any(record.integrity.status == "simulated" for record in records):
-        out.append("simulated: weights are rounded or zeroed but stored and multiplied in full, so there is no cost to show")
+        out.append(
+            "simulated: weights are rounded or zeroed but stored and multiplied in full, so there is no cost to show"
+        )
     reasons = {record.energy.reason for record in records if record.energy.method == "unmeasured"}
     out += [f"- energy unmeasured: {reason}" for reason in sorted(reasons)]
     notes = dict.fromkeys(note for record in records for note in record.notes)
@@ -153,8 +182,12 @@ def _verdicts(records: Sequence[Record]) -> list[Line]:
     """The sentence of everything that did not simply pass, worst first; `new` is counted elsewhere."""
     out: list[Line] = []
     for outcome in ("failed", "inconclusive", "not comparable"):
-        out += [(f"{outcome}: {verdict.sentence}", COLOUR[outcome]) for record in records
-                for verdict in record.verdicts if verdict.outcome == outcome]
+        out += [
+            (f"{outcome}: {verdict.sentence}", COLOUR[outcome])
+            for record in records
+            for verdict in record.verdicts
+            if verdict.outcome == outcome
+        ]
     return out
 
 
@@ -165,10 +198,17 @@ def _compared(shown: Shown) -> list[Line]:
     apart = sum("not comparable" in outcomes for outcomes in against)
     compared = sum(bool(outcomes - {"new", "not comparable"}) for outcomes in against)
     if shown.update:
-        out: list[Line] = [(f"baselines written to {shown.baseline}: {len(shown.changes)} changes", ("bold",))]
+        out: list[Line] = [
+            (f"baselines written to {shown.baseline}: {len(shown.changes)} changes", ("bold",))
+        ]
         out += [(f"  {change}", ()) for change in shown.changes]
     else:
-        out = [(f"baselines in {shown.baseline}: {compared} compared, {new} new, {apart} not comparable in part", ())]
+        out = [
+            (
+                f"baselines in {shown.baseline}: {compared} compared, {new} new, {apart} not comparable in part",
+                (),
+            )
+        ]
         if new:
             out.append(("next: add --llm-update to store what was measured as the baseline", ()))
     return [*out, (f"results: {shown.results}/results.jsonl, summary.json", ())]
@@ -176,17 +216,26 @@ def _compared(shown: Shown) -> list[Line]:
 
 def details(record: Record) -> list[str]:
     """With `-v`: where every number came from."""
-    build, candidate = record.build, record.candidate
-    out = [f"{step}" for step in build.steps]
-    out.append(f"built in {units.reading(build.time_s)}, energy {_reading(build.energy_j)}; {record.integrity.sentence}")
-    out.append(f"time {units.reading(candidate.time_s)} a window ({candidate.time_s.source}), wall "
-               f"{units.ratio(record.wall.value, record.wall.low, record.wall.high)}, energy {_reading(candidate.energy_j)}, "
-               f"peak memory {_reading(candidate.peak_memory)}")
-    if candidate.word_perplexity and candidate.byte_perplexity:
-        out.append(f"perplexity per word {units.significant(candidate.word_perplexity, 4)}, "
-                   f"per byte {units.significant(candidate.byte_perplexity, 4)}")
+    build, side = record.build, record.candidate
+    out = list(build.steps)
+    out.append(f"built in {units.reading(build.time_s)}, energy {_reading(build.energy_j)}")
+    out.append(record.integrity.sentence)
+    if record.time.known:
+        wall = units.ratio(record.wall.value, record.wall.low, record.wall.high)
+        out.append(
+            f"time {units.reading(side.time_s)} a window ({side.time_s.source}), wall {wall}, "
+            f"energy {_reading(side.energy_j)}"
+        )
+    out.append(f"peak memory {_reading(side.peak_memory)}")
+    if side.word_perplexity and side.byte_perplexity:
+        word, byte = units.significant(side.word_perplexity, 4), units.significant(side.byte_perplexity, 4)
+        out.append(f"perplexity per word {word}, per byte {byte}")
     return out + [f"{verdict.outcome}: {verdict.sentence}" for verdict in record.verdicts]
 
 
 def _reading(reading: Reading) -> str:
-    return f"unmeasured ({reading.reason})" if reading.value is None else f"{units.reading(reading)} ({reading.source})"
+    return (
+        f"unmeasured ({reading.reason})"
+        if reading.value is None
+        else f"{units.reading(reading)} ({reading.source})"
+    )
