@@ -178,7 +178,7 @@ def needed_samples(
         _needed(now.n, math.log(now.value / fail_above), _log_over(now.value, now.low), fail_minimum),
         _needed(now.n, math.log(pass_below / now.value), _log_over(now.high, now.value), pass_minimum),
     ]
-    needed = [n for n in routes if n is not None and n <= _MOST]
+    needed = [n for n in routes if n is not None]
     return max(now.n + 1, min(needed)) if needed else None
 
 

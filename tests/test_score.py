@@ -172,20 +172,24 @@ def test_simulated_weighs_more_than_unmeasured() -> None:
     assert opt_estimate(quality(), fake, no_estimate("no meter"), PROFILES["balanced"]).method == "simulated"
 
 
-def test_energy_without_weight_is_not_looked_at() -> None:
-    """The profile 1:0 has a score on a machine without a meter."""
-    score = opt_estimate(
-        quality(1.0, 1.0, 1.0), cost(blocks(0.8)), no_estimate("no meter"), Profile("1:0", 1, 0)
-    )
-    assert (score.value, score.method) == (pytest.approx(0.8), "measured")
+def test_a_cost_without_weight_is_not_looked_at() -> None:
+    """The profile 1:0 has a score on a machine without a meter, and 0:1 one without times."""
+    equal, known, unknown = quality(1.0, 1.0, 1.0), cost(blocks(0.8)), no_estimate("no meter")
+    for parts, profile in (
+        ((known, unknown), Profile("1:0", 1, 0)),
+        ((unknown, known), Profile("0:1", 0, 1)),
+    ):
+        score = opt_estimate(equal, *parts, profile)
+        assert (score.low, score.value, score.high) == pytest.approx((0.8, 0.8, 0.8))
+        assert (score.method, score.n) == ("measured", 12)
 
 
 def test_missing_bounds_stay_missing() -> None:
     """Too few blocks for an interval of time leave the score without one above."""
-    score = opt_estimate(
-        quality(1.0, 1.0, 1.0), cost(blocks(0.8, n=3)), cost(blocks(0.6)), PROFILES["balanced"]
-    )
+    few = cost(blocks(0.8, n=3))
+    score = opt_estimate(quality(1.0, 1.0, 1.0), few, cost(blocks(0.6)), PROFILES["balanced"])
     assert (score.low, score.value, score.high) == (pytest.approx(0.3), pytest.approx(0.7), INF)
+    assert opt_estimate(quality(INF, INF, INF), few, few, PROFILES["balanced"]).low == 0.0
 
 
 def test_an_infinite_perplexity_is_an_infinite_estimate() -> None:
@@ -210,6 +214,7 @@ def test_presets_weigh_to_1(profile: Profile) -> None:
         ("0.3:0.7", Profile("0.3:0.7", 0.3, 0.7)),
         (" .25 : .75 ", Profile("0.25:0.75", 0.25, 0.75)),
         ("1:0", Profile("1:0", 1.0, 0.0)),
+        ("0:1", Profile("0:1", 0.0, 1.0)),
         ("0.5:0.5", PROFILES["balanced"]),
         ("0.1:0.9", PROFILES["energy"]),
     ],
@@ -234,3 +239,5 @@ def test_weights_that_do_not_weigh(text: str) -> None:
     """Weights are from 0 on and sum to 1."""
     with pytest.raises(SettingError, match=r"both from 0 on and with a sum of 1, got .* with a sum of"):
         parse_profile(text)
+    with pytest.raises(SettingError, match=r"got '1:1' with a sum of 2"):
+        parse_profile("1:1")

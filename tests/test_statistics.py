@@ -92,6 +92,7 @@ def test_minimum_blocks(alpha: float, blocks: int) -> None:
     """Fewer blocks than log2(1 / alpha) cannot decide anything, and that many can."""
     assert minimum_blocks(alpha) == blocks
     assert signed_rank_p_greater([1.0 + i for i in range(blocks)]) <= alpha
+    assert hodges_lehmann([1.0] * blocks, miss_low=alpha).low > 1
     assert blocks == 1 or signed_rank_p_greater([1.0 + i for i in range(blocks - 1)]) > alpha
 
 
@@ -231,6 +232,7 @@ def test_split_alpha() -> None:
         (Interval(1.030001, 0.9, 1.2, 10), 1.03, 1.03, None),  # as good as on it
         (Interval(1.05, 0.0, INF, 5), 1.03, 1.03, 7),  # too few for a bound
         (Interval(INF, INF, INF, 5), 1.03, 1.03, None),
+        (Interval(0.0, 0.0, 0.0, 5), 1.03, 1.03, None),
     ],
 )
 def test_needed_samples(interval: Interval, fail_above: float, pass_below: float, needed: int | None) -> None:
