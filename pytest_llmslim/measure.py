@@ -121,6 +121,9 @@ class Duet:
         self.random = random.Random(plan.seed)
         self.tallies = (Tally(), Tally())
         self.windows = [window.to(plan.device) for window in passage.windows]
+        # A shorter last window is scored, and not timed: its share of overhead is another.
+        longest = max(window.shape[1] for window in self.windows)
+        self.timed = [i for i, window in enumerate(self.windows) if window.shape[1] == longest]
         self.differences: list[float] = []
         self.tokens: list[int] = []
         self.kl, self.same = 0.0, 0
@@ -140,7 +143,7 @@ class Duet:
         slow = self._first_runs() > SLOW_RUN_S
         per_block = SLOW_PAIRS if slow else QUICK_PAIRS
         rounds = self.plan.rounds or (SLOW_ROUNDS if slow else QUICK_ROUNDS)
-        pairs = max(rounds, len(self.windows))
+        pairs = max(rounds, len(self.timed))
         blocks = [range(i, min(i + per_block, pairs)) for i in range(0, pairs, per_block)]
         self.forward_ns = 0
         whole.start()
@@ -150,6 +153,7 @@ class Duet:
                     for pair, order in zip(block, self._orders(len(block)), strict=True):
                         self._pair(pair, order)
                         self._report(pair + 1, pairs)
+            self._score_rest()
             self._energy_series()
         return self._result(blocks, whole.stop().wall_ns)
 
@@ -185,7 +189,7 @@ class Duet:
         return orders[:count]
 
     def _pair(self, pair: int, order: tuple[int, int]) -> None:
-        index = pair % len(self.windows)
+        index = self.timed[pair % len(self.timed)]
         logits: list[Any] = [None, None]
         whole_run = self.meter.min_window_s > 0 and self._run_is_an_energy_window()
         for side in order:
@@ -196,8 +200,13 @@ class Duet:
             if whole_run:
                 self.tallies[side].energy.append(self.meter.stop())
             self._note(side, ticks)
-        if pair < len(self.windows):
+        if pair < len(self.timed):
             self._score(index, *logits)
+
+    def _score_rest(self) -> None:
+        """Quality on the windows that are not timed."""
+        for index in set(range(len(self.windows))) - set(self.timed):
+            self._score(index, *(self._forward(side, self.windows[index]) for side in (0, 1)))
 
     def _warm(self, side: int, index: int) -> None:
         """One untimed run, since caches hold the other model's weights and activations."""

@@ -23,6 +23,7 @@ SETTINGS = pytest.StashKey[settings.Settings]()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 RECORDS: pytest.StashKey[list[Record]] = pytest.StashKey()
 ERRORS = pytest.StashKey[list[str]]()
+REFUSAL = pytest.StashKey[str]()
 
 MARKER = (
     "llm(*, model, models, recipe, recipes, max_perplexity_increase, max_time_increase, max_energy_increase, max_opt): "
@@ -89,15 +90,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     from pytest_llmslim import collection
 
-    _refuse(config)
+    sentence = _refusal(config)
+    if sentence and hasattr(config, "workerinput"):
+        config.stash[REFUSAL] = sentence  # a usage error in an xdist worker would end in an internal error
+        return
+    if sentence:
+        raise pytest.UsageError(sentence)
     kept, dropped = collection.arrange(items)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = kept
 
 
-def _refuse(config: pytest.Config) -> None:
-    """One usage error for all that is wrong, before anything runs."""
+def _refusal(config: pytest.Config) -> str:
+    """All that is wrong, a line each, found before anything runs; empty when nothing is."""
     from pytest_llmslim import baselines
 
     found: list[str] = config.stash[ERRORS]
@@ -106,8 +112,7 @@ def _refuse(config: pytest.Config) -> None:
         baselines.load_all(settings_of(config).baseline)
     except SlimError as error:
         errors.append(str(error))
-    if errors:
-        raise pytest.UsageError("\n".join(errors))
+    return "\n".join(errors)
 
 
 # Running ----------------------------------------------------------------------------------------------------
@@ -116,6 +121,9 @@ def _refuse(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """Show what a user can mend as one sentence, without a traceback."""
+    refusal = item.config.stash.get(REFUSAL, "")
+    if refusal and "llm_case" in getattr(item, "fixturenames", ()):
+        pytest.fail(refusal, pytrace=False)
     return (yield from _sentences())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 
 from pytest_llmslim.baselines import Store
 from pytest_llmslim.collection import Case, model_label
+from pytest_llmslim.embedded.grammar import DOCUMENT_TOKENS
 from pytest_llmslim.errors import CompressionError, ModelError, SettingError, SlimError
 from pytest_llmslim.evals import text as texts
 from pytest_llmslim.fingerprint import machine_fingerprint
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
     from pytest_llmslim.meters import Meter
     from pytest_llmslim.settings import Settings
 
-DEFAULT_WINDOW = 512
+WINDOW, TOKENS = 512, 8192
+ALIGNED_WINDOW = DOCUMENT_TOKENS + 1
+"""BOS and one document of the embedded language: only then is the grammar's probability of a window exact."""
+GRAMMAR_TOKENS = 32 * DOCUMENT_TOKENS
 Compress = Callable[[torch.nn.Module], torch.nn.Module | None]
 
 
@@ -111,30 +116,29 @@ class Session:
         return self._passage[1]
 
     def _cut(self, reference: LoadedModel) -> Passage:
-        from pytest_llmslim.embedded.grammar import DOCUMENT_TOKENS
-
         settings = self.settings
-        aligned = DOCUMENT_TOKENS + 1  # BOS and one document
         own_text = reference.source == "embedded" and settings.text is None
         longest = getattr(reference.module.config, "max_position_embeddings", None)
-        window = settings.window or (aligned if own_text else min(DEFAULT_WINDOW, longest or DEFAULT_WINDOW))
-        if settings.text is not None:
-            source = texts.read_text(settings.text)
-        elif own_text:
-            source = texts.grammar_text(-(-settings.tokens // DOCUMENT_TOKENS) + 1)
-        else:
-            source = texts.reference_manual()
-        passage = texts.cut(
-            source,
-            reference.tokenizer,
-            tokens=settings.tokens,
+        tokens = settings.tokens or (GRAMMAR_TOKENS if own_text else TOKENS)
+        window = settings.window or (ALIGNED_WINDOW if own_text else min(WINDOW, longest or WINDOW))
+        passage_of = partial(
+            texts.cut,
+            tokenizer=reference.tokenizer,
+            tokens=tokens,
             window=window,
             stride=settings.stride,
             bos=settings.bos,
             dtype=settings.dtype,
             longest=longest,
         )
-        return texts.with_floor(passage, source) if own_text and window == aligned else passage
+        if settings.text is not None:
+            return passage_of(texts.read_text(settings.text))
+        if not own_text:
+            return passage_of(texts.reference_manual())
+        source = texts.grammar_text(-(-tokens // DOCUMENT_TOKENS) + 1)
+        passage = passage_of(source)
+        aligned = window == ALIGNED_WINDOW and passage.protocol.bos and passage.protocol.name == "window"
+        return texts.with_floor(passage, source) if aligned else passage
 
     # Candidates -------------------------------------------------------------------------------------------
 

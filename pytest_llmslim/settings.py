@@ -83,7 +83,13 @@ OPTIONS: tuple[Option, ...] = (
         "UTF-8 text on which quality is measured; without it the grammar's text for embedded models "
         "and Python's own reference manual for others.",
     ),
-    Option("tokens", "int", 8192, "N", "Tokens of the text to pass through each model."),
+    Option(
+        "tokens",
+        "int",
+        None,
+        "N",
+        "Tokens of the text to score; 8192, or 32 documents of 255 for embedded models.",
+    ),
     Option(
         "window",
         "int",
@@ -272,7 +278,7 @@ class Settings:
         self.recipes: tuple[str, ...] = tuple(plain["recipe"])
         self.profile_text: str = plain["profile"]
         self.text: Path | None = invocation / plain["text"] if plain["text"] else None
-        self.tokens: int = plain["tokens"]
+        self.tokens: int | None = plain["tokens"]
         self.window: int | None = plain["window"]
         self.stride: int | None = plain["stride"]
         self.bos: str = plain["bos"]

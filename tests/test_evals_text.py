@@ -25,7 +25,7 @@ class Letters:
         return {"input_ids": start + ids, "offset_mapping": [(i, i + 1) for i in range(len(ids))]}
 
 
-def cut(text, tokenizer=None, *, tokens=20, window=5, stride=None, bos="auto", longest=None, calibration=""):
+def cut(text, tokenizer=None, *, tokens=16, window=5, stride=None, bos="auto", longest=None, calibration=""):
     source = texts.Source("here", text, "0" * 64, calibration)
     return texts.cut(
         source,
@@ -55,13 +55,18 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz" * 4
     ("options", "expected"),
     [
         ({}, ["^ABCD", "^EFGH", "^IJKL", "^MNOP"]),
-        ({"bos": "never"}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
-        ({"tokenizer": Letters(prepends=False)}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
+        ({"bos": "never"}, ["aBCDE", "fGHIJ", "kLMNO"]),
+        ({"tokenizer": Letters(prepends=False), "tokens": 17}, ["aBCDE", "fGHIJ", "kLMNO", "pQ"]),
         ({"tokenizer": Letters(prepends=False), "bos": "always"}, ["^ABCD", "^EFGH", "^IJKL", "^MNOP"]),
-        ({"tokenizer": Letters(bos=None, prepends=False)}, ["aBCDE", "fGHIJ", "kLMNO", "pQRST"]),
-        ({"stride": 2, "tokens": 11}, ["^ABCD", "^cdEF", "^efGH", "^ghIJ"]),
+        (
+            {"tokenizer": Letters(bos=None, prepends=False), "tokens": 20},
+            ["aBCDE", "fGHIJ", "kLMNO", "pQRST"],
+        ),
+        ({"stride": 2, "tokens": 11}, ["^ABCD", "^cdEF", "^efGH", "^ghIJ", "^ijK"]),
         ({"stride": 2, "bos": "never", "tokens": 11}, ["aBCDE", "cdeFG", "efgHI", "ghiJK"]),
-        ({"tokens": 2}, ["^ABCD"]),
+        ({"tokens": 2}, ["^AB"]),
+        ({"tokens": 6}, ["^ABCD", "^EF"]),
+        ({"tokens": 6, "bos": "never"}, ["aBCDE"]),
     ],
 )
 def test_windows(options, expected):
@@ -74,7 +79,7 @@ def test_the_protocol_says_how_the_text_was_cut():
     protocol = cut(ALPHABET).protocol
     assert (protocol.name, protocol.window, protocol.stride, protocol.bos) == ("window", 5, 4, True)
     assert (protocol.tokens, protocol.windows, protocol.text) == (16, 4, "here")
-    assert cut(ALPHABET, bos="never").protocol.tokens == 16
+    assert cut(ALPHABET, bos="never").protocol.tokens == 12
     assert cut(ALPHABET, stride=2, tokens=11).protocol.name == "stride"
 
 
@@ -88,7 +93,7 @@ def test_calibration_follows_what_is_scored():
 
 def test_calibration_may_be_a_text_of_its_own():
     """Then the scored text is not touched."""
-    passage = cut("abcdefgh", tokens=10, calibration="zyxwvuts")
+    passage = cut("abcdefgh", tokens=8, calibration="zyxwvuts")
     assert [chr(i) for i in passage.calibration[0].tolist()[1:]] == ["z", "y", "x", "w"]
     assert passage.notes == ()
 
@@ -100,20 +105,20 @@ def test_without_text_left_there_is_no_calibration():
     assert passage.notes == ("no text was left for calibration",)
 
 
-def test_a_short_text_gives_fewer_windows_and_says_so():
+def test_a_short_text_is_scored_as_far_as_it_goes():
     """Nothing is repeated to fill up."""
     passage = cut("abcdefghijkl", tokens=100)
     assert len(passage.windows) == 3
-    assert passage.notes[0] == "the text here holds 3 windows, fewer than the 20 asked for"
+    assert passage.notes[0] == "the text here holds 12 tokens, fewer than the 100 asked for"
 
 
 @pytest.mark.parametrize(
     ("text", "options", "words", "size"),
     [
         ("aa bb cc ddd eee", {"tokens": 20}, 5, 16),
-        ("aa bb cc ddd eee", {"tokens": 10}, 3, 8),
-        ("aaaa aaaa aaaa", {"tokens": 10}, 2, 8),
-        ("é é é é é é é é ", {"tokens": 10}, 4, 12),
+        ("aa bb cc ddd eee", {"tokens": 10}, 4, 10),
+        ("aaaa aaaa aaaa", {"tokens": 10}, 2, 10),
+        ("é é é é é é é é ", {"tokens": 10}, 5, 15),
     ],
 )
 def test_words_and_bytes_of_the_scored_text(text, options, words, size):

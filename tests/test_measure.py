@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import random
@@ -141,6 +142,20 @@ def test_more_rounds_than_windows_go_round_the_text_again(duet):
     assert measured.pairs == 9
     assert len(measured.time) == len(measured.wall) == 3
     assert len(measured.nll_difference) == WINDOWS
+
+
+def test_a_shorter_last_window_is_scored_and_not_timed(duet, passage):
+    """Its tokens count for quality; its forward pass is no pair."""
+    rest = torch.randint(4, 128, (1, 5))
+    protocol = dataclasses.replace(passage.protocol, windows=WINDOWS + 1, tokens=15 * WINDOWS + 4)
+    longer = dataclasses.replace(
+        passage, protocol=protocol, windows=(*passage.windows, rest), scored_from=(1,) * (WINDOWS + 1)
+    )
+    pair, log = duet()
+    pair = Duet(*pair.models, longer, pair.plan, pair.meter, pair.label)
+    measured = pair.run()
+    assert measured.window_tokens == (15,) * WINDOWS + (4,)
+    assert [name for name, length, _ in log if length == 5] == ["r", "c"]
 
 
 def test_the_same_seed_gives_the_same_order(duet):

@@ -10,7 +10,7 @@ import hashlib
 import re
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -129,7 +129,7 @@ def cut(
     Args:
         source: the text.
         tokenizer: a Hugging Face tokenizer.
-        tokens: how many tokens go through a model in all, BOS included.
+        tokens: how many tokens of the text are scored (or, without BOS, passed); the last window may be shorter.
         window: tokens in a forward pass, BOS included.
         stride: `None` for disjoint windows (protocol `window`), else the fresh tokens of a window.
         bos: `always`, `never` or `auto`: as the tokenizer itself does.
@@ -144,43 +144,62 @@ def cut(
     start = _bos(tokenizer, bos)
     body = window - len(start)  # tokens of text in a window
     step = body if stride is None else stride
-    passes = max(1, tokens // window) if stride is None else max(1, (tokens - window) // step + 1)
-    needed = (passes - 1) * step + body
     spare = 0 if source.calibration else CALIBRATION_WINDOWS * body
-    ids, offsets = _encode(tokenizer, source.text[: (needed + spare) * CHARACTERS_A_TOKEN])
-    available = (len(ids) - body) // step + 1 if len(ids) >= body else 0
-    if available < 1:
+    ids, offsets = _encode(tokenizer, source.text[: (tokens + spare) * CHARACTERS_A_TOKEN])
+    if len(ids) < min(tokens, body):
         raise TextError(
             f"The text {source.name} has {len(ids)} tokens, fewer than one window of {window}; "
             f"give a longer text or a smaller --llm-window."
         )
     notes = list(source.notes)
-    if available < passes:
-        notes.append(f"the text {source.name} holds {available} windows, fewer than the {passes} asked for")
-        passes = available
-    starts = [i * step for i in range(passes)]
-    fresh_from = [0 if i == 0 or stride is None else body - step for i in range(passes)]
-    windows = tuple(torch.tensor([start + ids[s : s + body]]) for s in starts)
-    # Without BOS the first token of a window has nothing before it and cannot be scored.
-    scored_from = tuple(max(1, len(start) + fresh) for fresh in fresh_from)
-    spans = [(s + first - len(start), s + body) for s, first in zip(starts, scored_from, strict=True)]
+    if len(ids) < tokens:
+        notes.append(f"the text {source.name} holds {len(ids)} tokens, fewer than the {tokens} asked for")
+    total = min(tokens, len(ids))
+    pieces = _pieces(total, body, step, context=len(start))
+    windows = tuple(torch.tensor([start + ids[piece.begin : piece.end]]) for piece in pieces)
+    spans = [(piece.first, piece.end) for piece in pieces]
     words, scored_bytes = _count(source.text, offsets, spans)
-    used = starts[-1] + body
-    calibration = _calibration(source, tokenizer, ids[used:], start, body)
+    calibration = _calibration(source, tokenizer, ids[total:], start, body)
     if calibration is None:
         notes.append("no text was left for calibration")
+    scored_from = tuple(len(start) + piece.first - piece.begin for piece in pieces)
     protocol = Protocol(
         name="window" if stride is None else "stride",
         window=window,
         stride=step,
         bos=bool(start),
         tokens=sum(b - a for a, b in spans),
-        windows=passes,
+        windows=len(windows),
         text=source.name,
         text_sha256=source.sha256,
         dtype=dtype,
     )
     return Passage(protocol, windows, scored_from, calibration, words, scored_bytes, notes=tuple(notes))
+
+
+class Piece(NamedTuple):
+    """A window as positions in the text's tokens: from `begin` to `end`, scored from `first`."""
+
+    begin: int
+    first: int
+    end: int
+
+
+def _pieces(total: int, body: int, step: int, *, context: int) -> list[Piece]:
+    """Windows over `total` tokens, each token scored at most once.
+
+    Args:
+        total: tokens of text.
+        body: tokens of text in a window.
+        step: tokens between the starts of two windows.
+        context: 1 with BOS. Without it the first token of a window has nothing before it and is not scored.
+    """
+    pieces = []
+    for begin in range(0, max(1, total - (body - step)), step):
+        fresh = begin + body - step if begin else 0
+        piece = Piece(begin, max(fresh, begin + 1 - context), min(begin + body, total))
+        pieces += [piece] if piece.first < piece.end else []
+    return pieces
 
 
 def _check_window(window: int, stride: int | None, longest: int | None) -> None:
@@ -254,4 +273,8 @@ def with_floor(passage: Passage, source: Source) -> Passage:
 
     ids = {word: i for i, word in enumerate(Grammar().words)}
     lines = source.text.split("\n")[: len(passage.windows)]
-    return replace(passage, floor=floor_perplexity([[ids[word] for word in line.split()] for line in lines]))
+    documents = [
+        [ids[word] for word in line.split()[: window.shape[1] - 1]]
+        for line, window in zip(lines, passage.windows, strict=True)
+    ]
+    return replace(passage, floor=floor_perplexity(documents))
