@@ -136,7 +136,7 @@ def test_what_did_not_pass_is_said_in_its_own_sentence():
         named("c", verdicts=(verdict("inconclusive", "B."), verdict("passed", "unsaid"))),
     )
     found = [line for line in table.split("\n") if line.endswith((" A.", " B.", " C."))]
-    assert found == ["failed: A.", "inconclusive: B.", "not comparable: C."]
+    assert found == ["failed: A.", "inconclusive: B.", "not comparable: int4 on embedded:gpt2: C."]
     assert "unsaid" not in table
 
 
@@ -259,3 +259,23 @@ def test_a_narrow_terminal_gets_time_and_energy_without_intervals():
         line for line, _ in lines(Shown((record(),), (), (), (), "b", "r", False, False, columns=80))
     )
     assert "1.020 [1.015, 1.025] 0.800 0.700 0.140" in " ".join(narrow.split())
+
+
+def test_another_machine_is_said_once():
+    """Every cost of a run is incomparable for the same reason: one line, and quality's verdict stays in the row."""
+    reason = "time is not comparable with the baseline: fingerprint cpu is A now and B there."
+    rows = [
+        named(
+            name,
+            label=f"{name} on m",
+            verdicts=(
+                verdict("passed", against="baseline"),
+                verdict("not comparable", f"{name} on m: {reason}", "baseline", "time"),
+            ),
+        )
+        for name in ("int4", "int8")
+    ]
+    table = text(*rows)
+    assert f"not comparable: 2 candidates: {reason}" in table
+    assert table.count(reason) == 1
+    assert table.count("passed, cost not comparable") == 2

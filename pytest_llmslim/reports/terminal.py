@@ -134,7 +134,7 @@ def _row(rank: int, record: Record, *, compact: bool) -> tuple[str, ...]:
         units.significant(record.divergence.mean_kl),
         units.percent(record.divergence.top1, signed=False),
         _score(record.opt),
-        "passed, new" if record.outcome == "new" else record.outcome,
+        _outcome(record),
     )
 
 
@@ -181,14 +181,41 @@ def _legend(records: Sequence[Record]) -> list[Line]:
 def _verdicts(records: Sequence[Record]) -> list[Line]:
     """The sentence of everything that did not simply pass, worst first; `new` is counted elsewhere."""
     out: list[Line] = []
-    for outcome in ("failed", "inconclusive", "not comparable"):
+    for outcome in ("failed", "inconclusive"):
         out += [
             (f"{outcome}: {verdict.sentence}", COLOUR[outcome])
             for record in records
             for verdict in record.verdicts
             if verdict.outcome == outcome
         ]
-    return out
+    return out + _not_comparable(records)
+
+
+def _not_comparable(records: Sequence[Record]) -> list[Line]:
+    """One line a reason: another machine makes every cost of a run incomparable, for one and the same reason."""
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        for verdict in record.verdicts:
+            if verdict.outcome == "not comparable":
+                reason = verdict.sentence.removeprefix(f"{record.label}: ")
+                reasons.setdefault(reason, []).append(record.label)
+    return [
+        (
+            f"not comparable: {labels[0] if len(labels) == 1 else f'{len(labels)} candidates'}: {reason}",
+            ("yellow",),
+        )
+        for reason, labels in reasons.items()
+    ]
+
+
+def _outcome(record: Record) -> str:
+    """The verdict's word in the table; what quality says stands first where only costs cannot be compared."""
+    if record.outcome == "new":
+        return "passed, new"
+    quality = [verdict.outcome for verdict in record.verdicts if verdict.axis == "perplexity"]
+    if record.outcome == "not comparable" and quality and set(quality) == {"passed"}:
+        return "passed, cost not comparable"
+    return record.outcome
 
 
 def _compared(shown: Shown) -> list[Line]:
