@@ -165,7 +165,7 @@ class Bench:
             opt=opt_estimate(quality, costs.time, costs.energy, session.settings.profile),
             fingerprint=session.fingerprint(),
             samples=_samples(measured, costs),
-            notes=passage.notes,
+            notes=(*passage.notes, *measured.notes),
         )
 
 

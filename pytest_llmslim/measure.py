@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from pytest_llmslim.errors import MeasurementError
@@ -41,6 +42,7 @@ ENERGY_WINDOWS, ESTIMATED_WINDOWS = 8, 6
 CACHE_BYTES = 64 * 2**20
 """Weights above this size do not stay in a cache between runs, so a short untimed run warms as well as a long one."""
 WARM_TOKENS = 16
+TOO_LARGE = "{}: too large to be moved in memory between blocks, so its time may be off by a few percent from layout alone"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Measured:
     top1: float
     pairs: int
     busy: float
+    notes: tuple[str, ...] = ()
 
 
 Progress = Callable[[int, int, float], None]
@@ -120,6 +123,7 @@ class Duet:
         self.progress = progress
         self.random = random.Random(plan.seed)
         self.tallies = (Tally(), Tally())
+        self.movable = max(map(stored_bytes, self.models)) < free_bytes(plan.device)
         self.windows = [window.to(plan.device) for window in passage.windows]
         # A shorter last window is scored, and not timed: its share of overhead is another.
         longest = max(window.shape[1] for window in self.windows)
@@ -173,7 +177,7 @@ class Duet:
     def _fresh_block(self) -> Iterator[None]:
         """Both models in new memory, in random order, and no garbage collection inside."""
         order = self.random.sample((0, 1), 2)
-        padding = [reallocate(self.models[side], self.random) for side in order]
+        padding = [reallocate(self.models[side], self.random) for side in order if self.movable]
         gc.collect()
         gc.disable()
         try:
@@ -321,6 +325,7 @@ class Duet:
             top1=self.same / sum(self.tokens),
             pairs=len(reference.wall_ns),
             busy=self.forward_ns / whole_ns,
+            notes=() if self.movable else (TOO_LARGE.format(self.label),),
         )
 
 
@@ -333,6 +338,13 @@ def _frozen_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can still be allocated on a device."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def block_values(reference: list[int], candidate: list[int], blocks: list[range]) -> tuple[float, ...]:

@@ -158,6 +158,16 @@ def test_a_shorter_last_window_is_scored_and_not_timed(duet, passage):
     assert [name for name, length, _ in log if length == 5] == ["r", "c"]
 
 
+def test_a_model_without_room_to_move_is_measured_where_it_is(duet, monkeypatch):
+    """Nothing is moved, and the record says that layout may show."""
+    monkeypatch.setattr("pytest_llmslim.measure.free_bytes", lambda device: 1000)
+    pair, _ = duet()
+    before = [parameter.data_ptr() for parameter in pair.models[1].parameters()]
+    measured = pair.run()
+    assert before == [parameter.data_ptr() for parameter in pair.models[1].parameters()]
+    assert measured.notes[0].startswith("int4 on tiny: too large to be moved in memory between blocks")
+
+
 def test_the_same_seed_gives_the_same_order(duet):
     """Nothing random but by the seed."""
     runs = []
