@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import itertools
 import math
 import random
@@ -173,7 +174,9 @@ def test_same_seed_same_text(grammar: Grammar) -> None:
 
 def test_the_text_never_changes(grammar: Grammar) -> None:
     """The language is frozen: committed models and baselines know these very words."""
-    assert grammar.text(EVALUATION_SEED, 1).startswith("FROZEN")
+    text = grammar.text(EVALUATION_SEED, 4)
+    assert text.startswith("sizal soze savit sizal giku ke sizalin fomuni nunask difont .")
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "aee5c946402fb58e"
 
 
 def test_other_seeds_give_other_text(grammar: Grammar) -> None:
@@ -204,5 +207,5 @@ def test_words_are_distinct_and_without_space(grammar: Grammar) -> None:
 
 def test_a_prefix_from_elsewhere_is_refused(grammar: Grammar) -> None:
     """The error names the word, its place and what to use."""
-    with pytest.raises(TextError, match=r"but word 1029 at place 0 cannot stand there\. Take the"):
-        grammar.distribution([1029])
+    with pytest.raises(TextError, match=r"but word 1209 at place 0 cannot stand there\. Take the"):
+        grammar.distribution([1209])

@@ -25,7 +25,7 @@ BOS, UNKNOWN = "<bos>", "<unk>"
 WORD_OFFSET = 2  # token id = word id + 2: the special tokens come first
 POSITIONS = 512
 WIDTH, LAYERS, HEADS = 128, 4, 8
-KEY_VALUE_HEADS, LLAMA_INNER_WIDTH = 4, 256
+KEY_VALUE_HEADS, INNER_WIDTH = 4, 256
 
 
 def make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -50,13 +50,14 @@ def make_model(name: str, words: int, seed: int) -> PreTrainedModel:
 
 
 def _gpt2(tokens: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(
+    model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=tokens,
             n_positions=POSITIONS,
             n_embd=WIDTH,
             n_layer=LAYERS,
             n_head=HEADS,
+            n_inner=INNER_WIDTH,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -64,6 +65,15 @@ def _gpt2(tokens: int) -> PreTrainedModel:
             eos_token_id=None,
         )
     )
+    # Learnt positions that begin as waves find their neighbours several times faster.
+    model.transformer.wpe.weight.data = _waves(POSITIONS, WIDTH) * model.config.initializer_range * 2**0.5
+    return model
+
+
+def _waves(positions: int, width: int) -> torch.Tensor:
+    """Sines and cosines of falling frequency, shape (positions, width) (Vaswani et al. 2017, 3.5)."""
+    angles = torch.arange(positions)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _llama(tokens: int) -> PreTrainedModel:
@@ -71,7 +81,7 @@ def _llama(tokens: int) -> PreTrainedModel:
         LlamaConfig(
             vocab_size=tokens,
             hidden_size=WIDTH,
-            intermediate_size=LLAMA_INNER_WIDTH,
+            intermediate_size=INNER_WIDTH,
             num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,
             num_key_value_heads=KEY_VALUE_HEADS,

@@ -48,18 +48,18 @@ TRAINING_SEED = 11
 CALIBRATION_SEED = 22
 EVALUATION_SEED = 33
 
-NOUNS, TRANSITIVES, INTRANSITIVES, ADJECTIVES, ADVERBS, DETERMINERS = 240, 120, 60, 120, 60, 4
+NOUNS, TRANSITIVES, INTRANSITIVES, ADJECTIVES, ADVERBS, DETERMINERS = 300, 150, 60, 120, 60, 4
 PLURAL = 0.4
 ADJECTIVE, ADVERB = 0.3, 0.3
 RELATIVE = (0.25, 0.15, 0.05, 0.0)  # by the number of relative clauses already open
 SUBJECT_RELATIVE = 0.6
-STRAY = 0.04  # share of a fact's probability that goes to the whole word class
-ZIPF = 1.0  # the i-th word of a class has weight i ** -ZIPF
+STRAY = 0.03  # share of a fact's probability that goes to the whole word class
+ZIPF = 0.8  # the i-th word of a class has weight i ** -ZIPF
 # How many favourite words a fact has, and their steepness: the i-th has weight i ** -steepness.
-VERB_OF_NOUN = (5, 1.2)
-OBJECT_OF_PAIR = (3, 1.5)
+VERB_OF_NOUN = (6, 1.0)
+OBJECT_OF_PAIR = (4, 1.0)
 NOUN_AFTER_NOUN = (6, 1.0)
-ADJECTIVE_OF_NOUN = (4, 1.2)
+ADJECTIVE_OF_NOUN = (5, 1.0)
 ADVERB_OF_VERB = (3, 1.2)
 
 
