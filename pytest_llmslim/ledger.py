@@ -6,7 +6,6 @@ a worker measured before it crashed is kept. Every record is on disk as soon as 
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,6 +36,8 @@ class Ledger:
             self.unmeasured.append((label, _first_line(report)))
 
     def _take(self, data: dict[str, Any]) -> None:
+        import json
+
         from pytest_llmslim.records import Record, from_builtins
 
         self.records.append(from_builtins(Record, data))
@@ -47,6 +48,8 @@ class Ledger:
         """Write the summary, and the baselines where asked."""
         if not self.records:
             return
+        import json
+
         from pytest_llmslim.plugin import settings_of
         from pytest_llmslim.reports.files import summary
 

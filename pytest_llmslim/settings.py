@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pytest_llmslim.records import Profile
 
 
-class Option(NamedTuple):
-    """One setting. `kind` is `text`, `list`, `path`, `int`, `flag`, `percent` or `number`."""
+class Option:
+    """One setting. `kind` is `text`, `list`, `path`, `int`, `flag`, `percent` or `number`.
 
-    name: str
-    kind: str
-    default: object
-    metavar: str
-    help: str
+    Written by hand: this class is made in every pytest run, and a dataclass would cost a millisecond of it.
+    """
+
+    def __init__(self, name: str, kind: str, default: object, metavar: str, help: str) -> None:
+        self.name, self.kind, self.default, self.metavar, self.help = name, kind, default, metavar, help
 
     @property
     def flag(self) -> str:
