@@ -199,6 +199,18 @@ def test_longer_text_begins_with_the_shorter(grammar: Grammar) -> None:
     assert grammar.text(5, 3).startswith(grammar.text(5, 2) + "\n")
 
 
+def test_reading_undoes_writing(grammar: Grammar) -> None:
+    """The word ids of a text are those it was spelt from, line by line."""
+    rng = random.Random(8)
+    assert grammar.read(grammar.text(8, 3)) == [grammar.document(rng) for _ in range(3)]
+
+
+def test_text_of_another_language_is_refused(grammar: Grammar) -> None:
+    """The error names the first unknown word and what to do."""
+    with pytest.raises(TextError, match=r"must hold its words only, but it holds 'hello'\. Take the text"):
+        grammar.read("ke hello world")
+
+
 def test_words_are_distinct_and_without_space(grammar: Grammar) -> None:
     """Every word can be told apart after splitting at white space."""
     assert len(set(grammar.words)) == len(grammar.words) > 1000

@@ -10,9 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_llmslim.embedded import answers
-from pytest_llmslim.embedded.architectures import WORD_OFFSET
 from pytest_llmslim.embedded.batches import HeldOut, held_out
-from pytest_llmslim.embedded.grammar import EVALUATION_SEED, Grammar, floor_perplexity
+from pytest_llmslim.embedded.grammar import EVALUATION_SEED, WORD_OFFSET, Grammar, floor_perplexity
 
 FOLDER = Path(answers.__file__).parent
 MODELS = ("gpt2", "llama")

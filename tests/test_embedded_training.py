@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_llmslim.embedded import train
 from pytest_llmslim.embedded.answers import magnitude_pruned, rounded
-from pytest_llmslim.embedded.architectures import WORD_OFFSET
 from pytest_llmslim.embedded.batches import BatchMaker, held_out
-from pytest_llmslim.embedded.grammar import Grammar
+from pytest_llmslim.embedded.grammar import WORD_OFFSET, Grammar
 from pytest_llmslim.embedded.resting import restlessness
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pytest_llmslim.embedded.grammar import WORD_OFFSET
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BOS, UNKNOWN = "<bos>", "<unk>"
-WORD_OFFSET = 2  # token id = word id + 2: the special tokens come first
 POSITIONS = 512
 WIDTH, LAYERS, HEADS = 128, 4, 8
 KEY_VALUE_HEADS, INNER_WIDTH = 4, 256
@@ -65,7 +66,7 @@ def _gpt2(tokens: int) -> PreTrainedModel:
             eos_token_id=None,
         )
     )
-    # Learnt positions that begin as waves find their neighbours several times faster.
+    # Neighbouring positions begin alike, so that what is learnt at one helps the next.
     model.transformer.wpe.weight.data = _waves(POSITIONS, WIDTH) * model.config.initializer_range * 2**0.5
     return model
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from pytest_llmslim.embedded.architectures import WORD_OFFSET
-from pytest_llmslim.embedded.grammar import Grammar
+from pytest_llmslim.embedded.grammar import WORD_OFFSET, Grammar
 
 if TYPE_CHECKING:
     from pytest_llmslim.embedded.grammar import Choice

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DOCUMENT_TOKENS = 255
+WORD_OFFSET = 2  # token id = word id + 2: `<bos>` and `<unk>` come first
 LANGUAGE_SEED = 2601
 TRAINING_SEED = 11
 CALIBRATION_SEED = 22
@@ -106,6 +107,7 @@ class Grammar:
             adverbs=ADVERBS,
         )
         self.words = list(self.vocabulary.spelling)
+        self._ids = {word: index for index, word in enumerate(self.words)}
         self.backgrounds = {name: _zipf(range(*of), ZIPF) for name, of in self._classes().items()}
         # typed: a Verb and a Modifier of the same four values are equal as tuples.
         self._ways = lru_cache(maxsize=None, typed=True)(self._find_ways)
@@ -128,6 +130,20 @@ class Grammar:
         rng = random.Random(seed)
         drawn = (self.document(rng) for _ in range(documents))
         return "\n".join(" ".join(self.words[word] for word in document) for document in drawn)
+
+    def read(self, text: str) -> list[list[int]]:
+        """The word ids of each line of a text; the inverse of `text`.
+
+        Raises:
+            TextError: a word is not of the language.
+        """
+        unknown = next((word for word in text.split() if word not in self._ids), None)
+        if unknown is not None:
+            raise TextError(
+                f"A text in the embedded language must hold its words only, but it holds {unknown!r}. "
+                "Take the text from Grammar.text, or measure another model on it."
+            )
+        return [[self._ids[word] for word in line.split()] for line in text.splitlines()]
 
     def log_probabilities(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Natural logarithm of each word's exact probability given the words before it.
