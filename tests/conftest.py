@@ -21,6 +21,13 @@ def _no_settings_from_outside(monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def _quick_inner_runs(request, monkeypatch):
+    """An inner run ends with a full garbage collection; with torch's objects in this process it takes seconds."""
+    if "pytester" in request.fixturenames:
+        monkeypatch.setattr("_pytest.unraisableexception.gc_collect_harder", lambda iterations: None)
+
+
 @pytest.fixture(scope="session")
 def heavy():
     """What measuring imports; for tests in which an inner run measures in this process."""

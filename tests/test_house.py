@@ -51,7 +51,9 @@ def imports_of(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+SOURCES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE
+)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -122,7 +124,9 @@ def test_a_run_without_our_tests_loads_nothing_heavy_and_starts_nothing(tmp_path
     assert "HEAVY []" in out
     assert "STARTED []" in out
     allowed = {"errors", "fixtures", "hookspecs", "ledger", "plugin", "settings"}
-    ours = ast.literal_eval(next(line for line in out.split("\n") if line.startswith("OURS")).removeprefix("OURS "))
+    ours = ast.literal_eval(
+        next(line for line in out.split("\n") if line.startswith("OURS")).removeprefix("OURS ")
+    )
     assert {name.split(".")[1] for name in ours} <= allowed
     assert not (tmp_path / "llm-results").exists()
 

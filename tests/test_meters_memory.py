@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import threading
 import types
@@ -30,12 +31,19 @@ def high_water_mark_works() -> bool:
 needs_mark = pytest.mark.skipif(not high_water_mark_works(), reason="the kernel's mark cannot be reset here")
 
 
+def fresh(size: int) -> mmap.mmap:
+    """Touched memory straight from the kernel; a bytearray may be made of what was freed before."""
+    buffer = mmap.mmap(-1, size)
+    buffer[::4096] = b"x" * (size // 4096)  # one byte a page
+    return buffer
+
+
 @needs_mark
 def test_a_short_peak_is_seen_and_forgotten() -> None:
     """A buffer that is gone before the end counts in its window and not in the next."""
     meter = PeakMemory("cpu")
     meter.start()
-    bytearray(80 * MIB)
+    fresh(80 * MIB)
     reading = meter.stop()
     assert reading.value is not None, reading.reason
     assert 79 * MIB <= reading.value <= 90 * MIB
@@ -48,10 +56,10 @@ def test_a_short_peak_is_seen_and_forgotten() -> None:
 @needs_mark
 def test_what_was_held_before_does_not_count() -> None:
     """Only the rise over the start is the window's."""
-    held = bytearray(80 * MIB)
+    held = fresh(80 * MIB)
     meter = PeakMemory("cpu")
     meter.start()
-    bytearray(20 * MIB)
+    fresh(20 * MIB)
     reading = meter.stop()
     assert reading.value is not None
     assert 19 * MIB <= reading.value <= 30 * MIB
@@ -113,7 +121,7 @@ def test_samples_of_this_process_work() -> None:
     """The default sampler reads this process and leaves no thread."""
     probe = ResidentSamples(0.001)
     probe.begin()
-    buffer = bytearray(30 * MIB)
+    buffer = fresh(30 * MIB)
     assert probe.end() >= 25 * MIB
     assert probe._thread is None
     del buffer
