@@ -42,7 +42,8 @@ ENERGY_WINDOWS, ESTIMATED_WINDOWS = 8, 6
 CACHE_BYTES = 64 * 2**20
 """Weights above this size do not stay in a cache between runs, so a short untimed run warms as well as a long one."""
 WARM_TOKENS = 16
-TOO_LARGE = "{}: too large to be moved in memory between blocks, so its time may be off by a few percent from layout alone"
+    "{}: too large to be moved in memory between blocks, "
+    "so its time may be off by a few percent from layout alone"
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Duet:
         self.tokens: list[int] = []
         self.kl, self.same = 0.0, 0
         self.forward_ns = 0
+        self.whole_runs = False
 
     def run(self) -> Measured:
         """Measure.
@@ -144,7 +146,10 @@ class Duet:
 
     def _run(self) -> Measured:
         whole = Stopwatch("cpu")
-        slow = self._first_runs() > SLOW_RUN_S
+        shortest, longest = self._first_runs()
+        slow = longest > SLOW_RUN_S
+        # With a margin, since later runs are quicker than the first.
+        self.whole_runs = self.meter.method != "unmeasured" and shortest > 1.5 * self.meter.min_window_s
         per_block = SLOW_PAIRS if slow else QUICK_PAIRS
         rounds = self.plan.rounds or (SLOW_ROUNDS if slow else QUICK_ROUNDS)
         pairs = max(rounds, len(self.timed))
@@ -161,17 +166,20 @@ class Duet:
             self._energy_series()
         return self._result(blocks, whole.stop().wall_ns)
 
-    def _first_runs(self) -> float:
-        """Seconds of the slower model's forward pass; also lets kernels pack weights, and reads peak memory."""
-        longest = 0.0
+    def _first_runs(self) -> tuple[float, float]:
+        """Seconds of the quicker and the slower model's forward pass.
+
+        Also lets kernels pack their weights, and reads peak memory.
+        """
+        seconds = []
         for side, tally in enumerate(self.tallies):
             self._forward(side, self.windows[0])
             memory = PeakMemory(self.plan.device)
             memory.start()
             ticks = self._timed(side, self.windows[0])[1]
             tally.peak_memory = memory.stop()
-            longest = max(longest, ticks.wall_ns / 1e9)
-        return longest
+            seconds.append(ticks.wall_ns / 1e9)
+        return min(seconds), max(seconds)
 
     @contextlib.contextmanager
     def _fresh_block(self) -> Iterator[None]:
@@ -195,13 +203,12 @@ class Duet:
     def _pair(self, pair: int, order: tuple[int, int]) -> None:
         index = self.timed[pair % len(self.timed)]
         logits: list[Any] = [None, None]
-        whole_run = self.meter.min_window_s > 0 and self._run_is_an_energy_window()
         for side in order:
             self._warm(side, index)
-            if whole_run:
+            if self.whole_runs:
                 self.meter.start()
             logits[side], ticks = self._timed(side, self.windows[index])
-            if whole_run:
+            if self.whole_runs:
                 self.tallies[side].energy.append(self.meter.stop())
             self._note(side, ticks)
         if pair < len(self.timed):
@@ -276,28 +283,25 @@ class Duet:
 
     # Energy -----------------------------------------------------------------------------------------------
 
-    def _run_is_an_energy_window(self) -> bool:
-        """Whether one forward pass of either model is long enough for the meter."""
-        shortest = min((min(t.wall_ns) for t in self.tallies if t.wall_ns), default=0)
-        return bool(shortest) and shortest / 1e9 >= self.meter.min_window_s
-
     def _energy_series(self) -> None:
-        """Windows of many runs, for a meter that cannot resolve one; both models do equal work in each."""
-        if self.meter.method == "unmeasured" or any(t.energy for t in self.tallies):
+        """Windows of many runs, for a meter that cannot resolve one."""
+        if self.meter.method == "unmeasured" or self.whole_runs:
             return
-        shortest = min(statistics.median(t.wall_ns) for t in self.tallies) / 1e9
-        runs = max(1, math.ceil(1.2 * self.meter.min_window_s / shortest))
         count = ESTIMATED_WINDOWS if self.meter.method == "estimated" else ENERGY_WINDOWS
         for order in self._orders(count):
             with self._fresh_block():
                 for side in order:
-                    self._warm(side, 0)
-                    self.tallies[side].energy.append(self._energy_window(side, runs))
+                    self._warm(side, self.timed[0])
+                    self.tallies[side].energy.append(self._energy_window(side))
 
-    def _energy_window(self, side: int, runs: int) -> Reading:
+    def _energy_window(self, side: int) -> Reading:
+        """Joules a forward pass, over as many as the meter needs."""
         self.meter.start()
-        for i in range(runs):
-            self._timed(side, self.windows[i % len(self.windows)])
+        nanoseconds, runs = 0, 0
+        while nanoseconds < 1.1e9 * self.meter.min_window_s:
+            index = self.timed[runs % len(self.timed)]
+            nanoseconds += max(1, self._timed(side, self.windows[index])[1].wall_ns)
+            runs += 1
         reading = self.meter.stop()
         if reading.value is None:
             return reading
