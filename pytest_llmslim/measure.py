@@ -42,8 +42,10 @@ ENERGY_WINDOWS, ESTIMATED_WINDOWS = 8, 6
 CACHE_BYTES = 64 * 2**20
 """Weights above this size do not stay in a cache between runs, so a short untimed run warms as well as a long one."""
 WARM_TOKENS = 16
+TOO_LARGE = (
     "{}: too large to be moved in memory between blocks, "
     "so its time may be off by a few percent from layout alone"
+)
 
 
 @dataclass(frozen=True)
