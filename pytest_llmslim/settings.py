@@ -378,3 +378,12 @@ def not_default(config: Any, environ: Mapping[str, str] = os.environ) -> list[st
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             lines.append(f"{option.name}: {shown} ({source})")
     return lines
+
+
+def table() -> str:
+    """All options as a Markdown table, as it stands in the README."""
+    rows = ["| option | meaning |", "|---|---|"]
+    for option in OPTIONS:
+        value = f" {option.metavar}" if option.metavar else ""
+        rows.append(f"| `{option.flag}{value}` | {_help(option).replace('%%', '%')} |")
+    return "\n".join(rows)

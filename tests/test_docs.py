@@ -1,0 +1,119 @@
+"""What README and docs say is so: options, files, and code blocks that run."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_llmslim import settings
+from pytest_llmslim.registry import BUILTIN_METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_is_written_about_exists(page):
+    """No page names an option that is not there."""
+    known = {option.flag for option in settings.OPTIONS} | {"--llm-*"}
+    assert set(re.findall(r"--llm-[a-z*-]*[a-z*]", page.read_text())) <= known
+
+
+def test_the_readme_lists_every_option_with_its_default():
+    """The table is the one that the code declares."""
+    text = (ROOT / "README.md").read_text()
+    assert settings.table() in text
+
+
+def test_the_readme_names_every_method():
+    """And no other."""
+    text = (ROOT / "README.md").read_text()
+    for spec in BUILTIN_METHODS:
+        assert f"`{spec.name}" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Relative links name files that are there."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_parse(page):
+    """Python shown is Python."""
+    for block in blocks(page, "python"):
+        ast.parse(block)
+
+
+@pytest.mark.usefixtures("heavy")
+def test_the_readme_tests_run(pytester, tiny_folder, tiny_text, tmp_path, monkeypatch):
+    """The tests shown to users pass or fail by their limits, on a tiny model."""
+    from pytest_llmslim import session
+    from pytest_llmslim.meters.null import NullMeter
+
+    monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("off"))
+    code = "import torch\n" + "\n".join(blocks(ROOT / "README.md", "python"))
+    code = code.replace("path/to/original", str(tiny_folder)).replace(", max_opt=0.9", "")
+    code = code.replace("path/to/our/compressed-checkpoint", str(tiny_folder))
+    pytester.makepyfile(test_readme=code)
+    result = pytester.runpytest(
+        "-p",
+        "no:benchmark",
+        "--llm-text",
+        str(tiny_text),
+        "--llm-tokens",
+        "512",
+        "--llm-window",
+        "64",
+        "--llm-rounds",
+        "4",
+    )
+    result.stdout.fnmatch_lines(["*my_compression*"])
+    # The "compressed checkpoint" is the original itself here, and that is found out.
+    result.stdout.fnmatch_lines(["*nothing was compressed*"])
+
+
+@pytest.mark.usefixtures("heavy")
+def test_the_method_of_the_docs_works(pytester, tiny_folder, tiny_text, monkeypatch):
+    """A third party's method is one file and one hook, as shown."""
+    from pytest_llmslim import session
+    from pytest_llmslim.meters.null import NullMeter
+
+    monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("off"))
+    method, conftest = blocks(ROOT / "docs/extending.md", "python")
+    pytester.makepyfile(
+        narrow=method,
+        conftest=conftest,
+        test_it="""
+        import pytest
+
+        @pytest.mark.llm(recipe="narrow", max_perplexity_increase="1%")
+        def test_narrow(llm):
+            assert llm.measure().stored_bytes.value == 0.5
+    """,
+    )
+    pytester.syspathinsert()
+    result = pytester.runpytest(
+        "-p",
+        "no:benchmark",
+        "--llm-model",
+        str(tiny_folder),
+        "--llm-text",
+        str(tiny_text),
+        "--llm-tokens",
+        "512",
+        "--llm-window",
+        "64",
+        "--llm-rounds",
+        "4",
+    )
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["1  narrow *"])
