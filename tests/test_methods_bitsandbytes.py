@@ -14,7 +14,7 @@ from torch import nn
 
 from pytest_llmslim.errors import CompressionError, RecipeError
 from pytest_llmslim.methods import Context
-from pytest_llmslim.methods.bitsandbytes_linear import FP4, NF4, Int8, fits_packed_kernel
+from pytest_llmslim.methods.bitsandbytes_linear import FP4, NF4, Int8, rows_fit
 from pytest_llmslim.models.blocks import Blocks
 from pytest_llmslim.models.storage import copy_model, stored_bytes
 
@@ -171,24 +171,52 @@ def test_bfloat16_models(method):
     assert error(compressed(method, reference), reference) < 0.7
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns", "fits"),
-    [(32, 64, True), (96, 192, True), (48, 64, False), (64, 96, False), (64, 32, False)],
-)
-def test_which_widths_are_packed(rows, columns, fits):
-    """The packed kernel takes multiples of 32 out and 64 in."""
-    assert fits == fits_packed_kernel(nn.Linear(columns, rows))
+@pytest.mark.parametrize(("columns", "fits"), [(64, True), (192, True), (96, False), (32, False)])
+def test_which_rows_hold_whole_blocks(columns, fits):
+    """Multiples of the 64 weights that share a scale."""
+    assert fits == rows_fit(nn.Linear(columns, 8))
 
 
-@pytest.mark.parametrize("method", [Int8(), NF4(), NF4(double_quant=False), FP4()])
-def test_odd_widths_work_on_every_cpu(method):
-    """Widths on which bitsandbytes' packed kernel fails run on the other one, and the sentence says so."""
-    reference = tiny_model("llama", intermediate_size=120)
+def uneven(intermediate: int) -> nn.Module:
+    """A model whose rows of weights differ in size fivefold: a wrong scale shows."""
+    module = tiny_model("llama", intermediate_size=intermediate)
+    for linear in Blocks(module).linears().values():
+        linear.weight.data.mul_(torch.logspace(-0.7, 0, linear.out_features)[:, None])
+    return module
+
+
+@pytest.mark.parametrize("method", [NF4(), NF4(double_quant=False), FP4()])
+@pytest.mark.parametrize(("intermediate", "kept"), [(128, 0), (192, 0), (144, 2), (96, 2)])
+def test_every_four_bit_linear_uses_its_own_scales(method, intermediate, kept):
+    """No row is off by more than 4 bits explain, whatever the widths; rows that do not fit stay in float."""
+    reference = uneven(intermediate)
     applied = method.compress(copy_model(reference), context())
-    told = applied.sentence.endswith("; 6 are not multiples of 32 x 64 and run on the unpacked kernel")
+    before = Blocks(reference).linears()
+    after = Blocks(applied.module).linears()
 
-    assert isinstance(method, Int8) != told
-    assert error(applied.module, reference) < 0.7
+    assert kept == sum(type(linear) is nn.Linear for linear in after.values())
+    assert (f"; {kept} stay in float, since their rows are no multiple of 64" in applied.sentence) == bool(
+        kept
+    )
+    for name, linear in after.items():
+        inputs = torch.randn(16, linear.in_features)
+        rows = linear(inputs) - before[name](inputs)
+        assert float((rows.norm(dim=0) / before[name](inputs).norm(dim=0)).max()) < 0.35, name
+
+
+def test_a_model_without_fitting_rows_is_refused():
+    """Nothing could be quantized rightly, and int8 can."""
+    reference = tiny_model("llama", hidden_size=32, intermediate_size=96, head_dim=8)
+    with pytest.raises(
+        CompressionError, match=r"on a CPU a row of weights is a multiple of 64, got .*; use int8"
+    ):
+        NF4().compress(reference, context())
+
+
+def test_int8_has_no_limit_on_widths():
+    """One scale a row, whatever its length."""
+    reference = uneven(120)
+    assert error(compressed(Int8(), reference), reference) < 0.1
 
 
 def test_copies_are_equal(reference):

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _FLOAT16_MAX = 65504.0
-# What bitsandbytes' kernel for CPUs with AVX512-BF16 asks of a 4-bit linear; elsewhere it fails in forward.
-_OUT_MULTIPLE, _IN_MULTIPLE = 32, 64
+# What bitsandbytes' kernel for CPUs with AVX512-BF16 asks of a 4-bit linear; it fails in forward otherwise.
+_OUT_MULTIPLE = 32
+# Weights that share a scale. On a CPU bitsandbytes 0.50 looks scales up row by row although it made them for the
+# flattened weight: where a row is no multiple of a block, it multiplies with the scales of other rows.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,24 @@ class _FourBit:
         """Replace the linears of the blocks by `Linear4bit`, in place.
 
         Raises:
-            CompressionError: a model without float linears, or with weights that are not finite.
+            CompressionError: a model without float linears, with weights that are not finite, or on a CPU
+                without a linear whose rows are multiples of 64.
         """
         linears = float_linears(module, self.name, context)
-        _replace(module, linears, self._quantized, context.device)
+        fitting = {name: old for name, old in linears.items() if context.device != "cpu" or rows_fit(old)}
+        if not fitting:
+            raise CompressionError(
+                f"{self.name} on {context.label}: on a CPU a row of weights is a multiple of {_BLOCK}, "
+                f"got {', '.join(sorted({str(old.in_features) for old in linears.values()}))}; use int8"
+            )
+        _replace(module, fitting, self._quantized, context.device)
         check_forward(module, self.name, context)
-        said = f"{self.name}: {len(linears)} linears by bitsandbytes"
-        odd = sum(not fits_packed_kernel(linear) for linear in linears.values())
-        if odd and context.device == "cpu":
-            multiple = f"{_OUT_MULTIPLE} x {_IN_MULTIPLE}"
-            said += f"; {odd} are not multiples of {multiple} and run on the unpacked kernel"
+        said = f"{self.name}: {len(fitting)} linears by bitsandbytes"
+        if len(fitting) < len(linears):
+            said += (
+                f"; {len(linears) - len(fitting)} stay in float, since their rows are no multiple of {_BLOCK} "
+                "and bitsandbytes' CPU kernel takes the wrong scales for them"
+            )
         return Applied(module, said)
 
     def _quantized(self, old: nn.Linear) -> nn.Module:
@@ -133,7 +144,7 @@ class _FourBit:
             quant_type=self.name,
             module=new,
         )
-        if not fits_packed_kernel(old):
+        if old.out_features % _OUT_MULTIPLE:
             new.support_avx512bf16_for_cpu = False
         return new
 
@@ -152,9 +163,9 @@ class FP4(_FourBit):
     name: ClassVar[str] = "fp4"
 
 
-def fits_packed_kernel(linear: nn.Linear) -> bool:
-    """Whether bitsandbytes can pack this linear for AVX512-BF16: out % 32 == 0 and in % 64 == 0."""
-    return linear.out_features % _OUT_MULTIPLE == 0 and linear.in_features % _IN_MULTIPLE == 0
+def rows_fit(linear: nn.Linear) -> bool:
+    """Whether bitsandbytes' CPU kernels find the right scales: a row holds whole blocks of 64 weights."""
+    return linear.in_features % _BLOCK == 0
 
 
 def _replace(
