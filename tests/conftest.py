@@ -66,3 +66,24 @@ def tiny_text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(200)))
     return path
+
+
+@pytest.fixture
+def small(tiny_folder, tiny_text):
+    """Makes the options of a run that takes a second: the tiny model, eight windows of text."""
+
+    def options(*args, model=tiny_folder, rounds=8):
+        shape = f"--llm-tokens=512 --llm-window=64 --llm-rounds={rounds} --llm-device=cpu"
+        return [*shape.split(), f"--llm-model={model}", f"--llm-text={tiny_text}", *args]
+
+    return options
+
+
+@pytest.fixture
+def run(pytester, small, heavy, monkeypatch):
+    """Runs pytest on the tiny model in this process, without an energy meter."""
+    from pytest_llmslim import session
+    from pytest_llmslim.meters.null import NullMeter
+
+    monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("switched off in this test"))
+    return lambda *args, **options: pytester.runpytest("-p", "no:benchmark", *small(*args, **options))

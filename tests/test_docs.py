@@ -53,67 +53,30 @@ def test_code_blocks_parse(page):
         ast.parse(block)
 
 
-@pytest.mark.usefixtures("heavy")
-def test_the_readme_tests_run(pytester, tiny_folder, tiny_text, tmp_path, monkeypatch):
+def test_the_readme_tests_run(pytester, run, tiny_folder):
     """The tests shown to users pass or fail by their limits, on a tiny model."""
-    from pytest_llmslim import session
-    from pytest_llmslim.meters.null import NullMeter
-
-    monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("off"))
     code = "import torch\n" + "\n".join(blocks(ROOT / "README.md", "python"))
     code = code.replace("path/to/original", str(tiny_folder)).replace(", max_opt=0.9", "")
     code = code.replace("path/to/our/compressed-checkpoint", str(tiny_folder))
     pytester.makepyfile(test_readme=code)
-    result = pytester.runpytest(
-        "-p",
-        "no:benchmark",
-        "--llm-text",
-        str(tiny_text),
-        "--llm-tokens",
-        "512",
-        "--llm-window",
-        "64",
-        "--llm-rounds",
-        "4",
-    )
+    result = run()
     result.stdout.fnmatch_lines(["*my_compression*"])
     # The "compressed checkpoint" is the original itself here, and that is found out.
     result.stdout.fnmatch_lines(["*nothing was compressed*"])
 
 
-@pytest.mark.usefixtures("heavy")
-def test_the_method_of_the_docs_works(pytester, tiny_folder, tiny_text, monkeypatch):
+def test_the_method_of_the_docs_works(pytester, run):
     """A third party's method is one file and one hook, as shown."""
-    from pytest_llmslim import session
-    from pytest_llmslim.meters.null import NullMeter
-
-    monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("off"))
     method, conftest = blocks(ROOT / "docs/extending.md", "python")
-    pytester.makepyfile(
-        narrow=method,
-        conftest=conftest,
-        test_it="""
+    test = """
         import pytest
 
         @pytest.mark.llm(recipe="narrow", max_perplexity_increase="1%")
         def test_narrow(llm):
             assert llm.measure().stored_bytes.value == 0.5
-    """,
-    )
+    """
+    pytester.makepyfile(narrow=method, conftest=conftest, test_it=test)
     pytester.syspathinsert()
-    result = pytester.runpytest(
-        "-p",
-        "no:benchmark",
-        "--llm-model",
-        str(tiny_folder),
-        "--llm-text",
-        str(tiny_text),
-        "--llm-tokens",
-        "512",
-        "--llm-window",
-        "64",
-        "--llm-rounds",
-        "4",
-    )
+    result = run()
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["1  narrow *"])

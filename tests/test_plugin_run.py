@@ -7,8 +7,6 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("heavy")
-
 OWN_TEST = """
     import pytest
 
@@ -16,36 +14,6 @@ OWN_TEST = """
     def test_ships(llm):
         llm.measure()
 """
-
-
-@pytest.fixture
-def run(pytester, tiny_folder, tiny_text, monkeypatch):
-    """Runs pytest on the tiny model, without an energy meter unless asked for one."""
-    from pytest_llmslim import session
-    from pytest_llmslim.meters.null import NullMeter
-
-    monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("switched off in this test"))
-
-    def run(*args, model=tiny_folder, rounds="28"):
-        return pytester.runpytest(
-            "-p",
-            "no:benchmark",
-            "--llm-model",
-            str(model),
-            "--llm-text",
-            str(tiny_text),
-            "--llm-tokens",
-            "512",
-            "--llm-window",
-            "64",
-            "--llm-rounds",
-            rounds,
-            "--llm-device",
-            "cpu",
-            *args,
-        )
-
-    return run
 
 
 def own_test(pytester, recipe="int8", **marked):
@@ -59,7 +27,7 @@ def own_test(pytester, recipe="int8", **marked):
 def test_a_test_of_ten_lines_passes_and_shows_its_row(pytester, run):
     """Exit code 0, a row for the candidate, and files with everything."""
     own_test(pytester, max_perplexity_increase="50%")
-    result = run()
+    result = run(rounds=28)
     result.assert_outcomes(passed=1)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
@@ -117,7 +85,7 @@ def test_an_expected_failure_is_expected(pytester, run):
             llm.measure()
     """
     )
-    result = run()
+    result = run(rounds=28)
     result.assert_outcomes(xfailed=1)
     assert result.ret == 0
 
@@ -133,7 +101,7 @@ def test_a_body_that_fails_keeps_its_record(pytester, run):
             assert llm.measure().candidate.perplexity < 1, "my own rule"
     """
     )
-    result = run()
+    result = run(rounds=28)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*my own rule*"])
     assert (pytester.path / "llm-results/results.jsonl").read_text().count("\n") == 1
@@ -221,7 +189,7 @@ BROUGHT = """
 def test_a_candidate_of_ones_own(pytester, run, name, outcome, message):
     """A function that returns or changes the model; what is no candidate is said in one sentence."""
     pytester.makepyfile(test_own=BROUGHT)
-    result = run(f"test_own.py::test_{name}", rounds="8")
+    result = run(f"test_own.py::test_{name}", rounds=8)
     result.assert_outcomes(**{outcome: 1})
     result.stdout.fnmatch_lines([message])
     result.stdout.no_fnmatch_line("*pytest_llmslim/*.py:*")
@@ -239,7 +207,7 @@ def test_a_checkpoint_folder_is_a_candidate(pytester, run, tiny_folder, tmp_path
     model.save_pretrained(tmp_path / "mine")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "mine")
     pytester.makepyfile(test_own=f"def test_it(llm):\n    llm.measure({str(tmp_path / 'mine')!r})")
-    result = run(rounds="8")
+    result = run(rounds=8)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["1  mine *"])
 
@@ -263,7 +231,7 @@ def test_a_baseline_is_written_compared_and_goes_red_on_a_regression(pytester, r
         if '"key"' in line:
             lines[i] = json.dumps(record)
     stored.write_text("\n".join(lines) + "\n")
-    result = run()
+    result = run(rounds=28)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*int8 on tiny-gpt2: perplexity * baseline*--llm-update*"])
 
@@ -271,8 +239,8 @@ def test_a_baseline_is_written_compared_and_goes_red_on_a_regression(pytester, r
 def test_a_missing_baseline_fails_only_where_it_is_required(pytester, run):
     """Locally it is new; CI asks for it."""
     own_test(pytester)
-    run(rounds="8").assert_outcomes(passed=1)
-    result = run("--llm-require-baseline", rounds="8")
+    run(rounds=8).assert_outcomes(passed=1)
+    result = run("--llm-require-baseline", rounds=8)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*no baseline*--llm-update*"])
 
@@ -284,7 +252,7 @@ def test_a_baseline_that_cannot_be_read_stops_the_run(pytester, run, content):
     folder = pytester.mkdir("baselines") / "tiny-gpt2"
     folder.mkdir()
     (folder / "test_own.json").write_text(content)
-    result = run()
+    result = run(rounds=28)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*test_own.json*"])
     assert not (pytester.path / "llm-results").exists()
@@ -293,7 +261,7 @@ def test_a_baseline_that_cannot_be_read_stops_the_run(pytester, run, content):
 # Where it runs --------------------------------------------------------------------------------------------
 
 
-def test_under_xdist_quality_is_judged_and_cost_is_not_measured(pytester, tiny_folder, tiny_text):
+def test_under_xdist_quality_is_judged_and_cost_is_not_measured(pytester, small):
     """Records travel from the workers; two workers disturb each other, so their times are no numbers."""
     pytester.makepyfile(
         test_own="""
@@ -304,20 +272,7 @@ def test_under_xdist_quality_is_judged_and_cost_is_not_measured(pytester, tiny_f
             llm.measure()
     """
     )
-    result = pytester.runpytest_subprocess(
-        "-n",
-        "2",
-        "--llm-model",
-        str(tiny_folder),
-        "--llm-text",
-        str(tiny_text),
-        "--llm-tokens",
-        "512",
-        "--llm-window",
-        "64",
-        "--llm-rounds",
-        "8",
-    )
+    result = pytester.runpytest_subprocess("-n", "2", *small())
     result.stdout.fnmatch_lines(["*int8 *", "failed: int8 on tiny-gpt2*limit 0.1 %*"])
     assert (pytester.path / "llm-results/results.jsonl").read_text().count("\n") == 2
     rows = json.loads((pytester.path / "llm-results/summary.json").read_text())["rows"]
@@ -340,22 +295,10 @@ def test_without_the_plugin_a_project_still_runs(pytester):
     result.assert_outcomes(passed=1)
 
 
-def test_figures_reach_pytest_benchmark(pytester, tiny_folder, tiny_text):
+def test_figures_reach_pytest_benchmark(pytester, small):
     """Its JSON holds one round a timed pair, and our figures as extra_info."""
     own_test(pytester)
-    result = pytester.runpytest_subprocess(
-        "--benchmark-json=out.json",
-        "--llm-model",
-        str(tiny_folder),
-        "--llm-text",
-        str(tiny_text),
-        "--llm-tokens",
-        "512",
-        "--llm-window",
-        "64",
-        "--llm-rounds",
-        "8",
-    )
+    result = pytester.runpytest_subprocess("--benchmark-json=out.json", *small())
     result.assert_outcomes(passed=1)
     data = json.loads((pytester.path / "out.json").read_text())["benchmarks"][0]
     assert data["stats"]["rounds"] == 8
@@ -370,7 +313,7 @@ def test_results_that_cannot_be_written_cost_nothing_else(pytester, run):
     """A full or forbidden disk is one line; the verdict stands."""
     own_test(pytester)
     pytester.path.joinpath("taken").write_text("a file")
-    result = run("--llm-results", "taken", rounds="8")
+    result = run("--llm-results", "taken", rounds=8)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*taken* cannot be written (*); give another folder with --llm-results."])
 
@@ -397,3 +340,111 @@ def test_what_a_user_writes_by_mistake_in_a_text_option(pytester, run, tiny_fold
     result = run("--llm-text", "nowhere.txt")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*--llm-text *nowhere.txt cannot be read (No such file or directory)*"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "baseline", "message"),
+    [("int5", None, "*there is no method 'int5'*"), ("int8", "{", "*test_own.json*is no JSON*")],
+)
+def test_under_xdist_what_cannot_run_fails_each_test_with_its_sentence(pytester, recipe, baseline, message):
+    """A usage error in a worker would be an internal error of xdist; the tests fail at once instead."""
+    own_test(pytester, recipe, model="embedded:gpt2")
+    if baseline:
+        folder = pytester.mkdir("baselines") / "embedded__gpt2"
+        folder.mkdir()
+        (folder / "test_own.json").write_text(baseline)
+    result = pytester.runpytest_subprocess("-n", "2")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([message])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_the_public_fixtures_give_models_and_text(pytester, run):
+    """Reference, candidate and text for tests of one's own, without measuring."""
+    pytester.makepyfile(
+        test_own="""
+        import pytest
+
+        pytestmark = pytest.mark.llm(recipe="int8")
+
+        def test_it(llm, llm_reference, llm_candidate, llm_text):
+            assert llm_reference is llm.reference
+            assert llm_reference.family == "gpt2"
+            assert "int8" in llm_candidate.build.steps[0]
+            assert llm_candidate.integrity.status == "compressed"
+            assert llm_text.protocol.windows == 9
+            assert llm_candidate.module is not llm_reference.module
+    """
+    )
+    result = run()
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*compressed language models*")
+
+
+def test_each_model_is_loaded_and_each_candidate_built_once(pytester, run, monkeypatch):
+    """Two tests of two recipes load one reference and build two candidates."""
+    from pytest_llmslim import session
+
+    loads, builds = [], []
+    load, copy = session.load_model, session.copy_model
+    monkeypatch.setattr(
+        session, "load_model", lambda *args, **options: loads.append(1) or load(*args, **options)
+    )
+    monkeypatch.setattr(session, "copy_model", lambda module: builds.append(1) or copy(module))
+    pytester.makepyfile(
+        test_own="""
+        import pytest
+
+        @pytest.mark.llm(recipes=["int8", "magnitude"])
+        @pytest.mark.parametrize("n", [1, 2])
+        def test_it(llm, n):
+            llm.candidate
+    """
+    )
+    run().assert_outcomes(passed=4)
+    assert (len(loads), len(builds)) == (1, 2)
+
+
+def test_a_device_that_is_not_there_is_said(pytester, run):
+    """Asked for CUDA on a machine without it: one sentence with the way out."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    own_test(pytester)
+    result = run("--llm-device=cuda")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["*--llm-device cuda needs a CUDA device, and torch sees none; use cpu or auto.*"]
+    )
+
+
+def test_details_follow_verbosity(pytester, run):
+    """-v shows the provenance of every number."""
+    own_test(pytester)
+    run("-v").stdout.fnmatch_lines(["*int8: 8 linears by bitsandbytes*", "*built in *", "*peak memory *"])
+
+
+def test_a_protocol_with_stride_and_without_bos(pytester, run):
+    """Overlapping windows, no BOS: shown as such."""
+    own_test(pytester)
+    result = run("--llm-stride=32", "--llm-bos=never", "--llm-tokens=256")
+    result.stdout.fnmatch_lines(
+        ["text words.txt *255 tokens scored in 7 windows of 64 without BOS, stride 32;*"]
+    )
+
+
+def test_a_text_that_is_not_given_is_pythons_manual(pytester, run, tiny_folder):
+    """A model that is not ours is measurable with nothing but the wheel."""
+    own_test(pytester)
+    result = pytester.runpytest(
+        "-p",
+        "no:benchmark",
+        f"--llm-model={tiny_folder}",
+        "--llm-tokens=128",
+        "--llm-window=64",
+        "--llm-rounds=2",
+    )
+    result.stdout.fnmatch_lines(
+        ["text python-reference *", "the text is Python's reference manual; give --llm-text*"]
+    )

@@ -271,10 +271,10 @@ def with_floor(passage: Passage, source: Source) -> Passage:
     """
     from pytest_llmslim.embedded.grammar import Grammar, floor_perplexity
 
-    ids = {word: i for i, word in enumerate(Grammar().words)}
+    grammar = Grammar()
     lines = source.text.split("\n")[: len(passage.windows)]
     documents = [
-        [ids[word] for word in line.split()[: window.shape[1] - 1]]
+        grammar.read(line)[0][: window.shape[1] - 1]
         for line, window in zip(lines, passage.windows, strict=True)
     ]
     return replace(passage, floor=floor_perplexity(documents))
