@@ -137,4 +137,4 @@ def _first_line(report: pytest.TestReport) -> str:
     if isinstance(longrepr, tuple):  # of a skip: path, line, reason
         return str(longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(longrepr, "reprcrash", None)
-    return str(crash.message if crash else longrepr).splitlines()[0]
+    return str(crash.message if crash else longrepr).splitlines()[0].removeprefix("Failed: ")
