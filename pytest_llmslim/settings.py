@@ -277,7 +277,7 @@ class Settings:
         self.models: tuple[str, ...] = tuple(plain["model"])
         self.recipes: tuple[str, ...] = tuple(plain["recipe"])
         self.profile_text: str = plain["profile"]
-        self.text: Path | None = invocation / plain["text"] if plain["text"] else None
+        self.text: Path | None = self._path("text", root, invocation) if plain["text"] else None
         self.tokens: int | None = plain["tokens"]
         self.window: int | None = plain["window"]
         self.stride: int | None = plain["stride"]
@@ -293,14 +293,14 @@ class Settings:
         self.max_opt: float | None = plain["max-opt"]
         self.gate_estimated: bool = plain["gate-estimated"]
         self.strict: bool = plain["strict"]
-        self.baseline: Path = self._folder("baseline", root, invocation)
+        self.baseline: Path = self._path("baseline", root, invocation)
         self.update: bool = plain["update"]
         self.require_baseline: bool = plain["require-baseline"]
-        self.results: Path = self._folder("results", root, invocation)
+        self.results: Path = self._path("results", root, invocation)
         self.trust_remote_code: bool = plain["trust-remote-code"]
 
-    def _folder(self, name: str, root: Path, invocation: Path) -> Path:
-        """A folder given on the command line lies where the user stands; others lie beside the ini file."""
+    def _path(self, name: str, root: Path, invocation: Path) -> Path:
+        """A path given on the command line starts where the user stands; others start beside the ini file."""
         sourced = self.sources[name]
         return (invocation if sourced.source == "command line" else root) / sourced.value
 

@@ -143,14 +143,15 @@ def test_help_names_every_option(pytester):
     assert "Default: balanced." in text
 
 
-def test_relative_folders(pytester, monkeypatch):
+def test_relative_paths(pytester, monkeypatch):
     """From the command line a folder lies where the user stands, otherwise beside the ini file."""
-    pytester.makeini("[pytest]\nllm_baseline = stored\n")
+    pytester.makeini("[pytest]\nllm_baseline = stored\nllm_text = words.txt\n")
     below = pytester.mkdir("sub")
     monkeypatch.chdir(below)
     found = settings.resolve(pytester.parseconfigure("-c", "../tox.ini", "--llm-results", "out"))
     assert found.baseline == pytester.path / "stored"
     assert found.results == below / "out"
+    assert found.text == pytester.path / "words.txt"
 
 
 def test_thresholds_of_a_marker_win():
