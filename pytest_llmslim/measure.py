@@ -37,8 +37,8 @@ QUICK_ROUNDS, QUICK_PAIRS = 48, 4
 SLOW_ROUNDS, SLOW_PAIRS = 16, 2
 """Eight blocks of two pairs, where a forward pass takes longer than `SLOW_RUN_S`."""
 SLOW_RUN_S = 0.5
-ENERGY_WINDOWS, ESTIMATED_WINDOWS = 8, 6
-"""Pairs of energy windows: enough for an exact test at 1 %, or for a 95 % interval of what is only estimated."""
+ENERGY_WINDOWS = 8
+"""Pairs of energy windows: the fewest with which an opt that also rests on time can be decided at 1 %."""
 CACHE_BYTES = 64 * 2**20
 """Weights above this size do not stay in a cache between runs, so a short untimed run warms as well as a long one."""
 WARM_TOKENS = 16
@@ -289,8 +289,7 @@ class Duet:
         """Windows of many runs, for a meter that cannot resolve one."""
         if self.meter.method == "unmeasured" or self.whole_runs:
             return
-        count = ESTIMATED_WINDOWS if self.meter.method == "estimated" else ENERGY_WINDOWS
-        for order in self._orders(count):
+        for order in self._orders(ENERGY_WINDOWS):
             with self._fresh_block():
                 for side in order:
                     self._warm(side, self.timed[0])
