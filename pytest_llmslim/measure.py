@@ -126,7 +126,9 @@ class Duet:
         self.progress = progress
         self.random = random.Random(plan.seed)
         self.tallies = (Tally(), Tally())
-        self.movable = max(map(stored_bytes, self.models)) < free_bytes(plan.device)
+        sizes = [stored_bytes(model) for model in self.models]
+        self.movable = max(sizes) < free_bytes(plan.device)
+        self.big = [size > CACHE_BYTES for size in sizes]
         self.windows = [window.to(plan.device) for window in passage.windows]
         # A shorter last window is scored, and not timed: its share of overhead is another.
         longest = max(window.shape[1] for window in self.windows)
@@ -224,8 +226,7 @@ class Duet:
     def _warm(self, side: int, index: int) -> None:
         """One untimed run, since caches hold the other model's weights and activations."""
         window = self.windows[index]
-        big = stored_bytes(self.models[side]) > CACHE_BYTES
-        self._timed(side, window[:, :WARM_TOKENS] if big else window)
+        self._timed(side, window[:, :WARM_TOKENS] if self.big[side] else window)
 
     def _timed(self, side: int, window: torch.Tensor) -> tuple[torch.Tensor, Ticks]:
         stopwatch = Stopwatch(self.plan.device)
@@ -337,7 +338,6 @@ class Duet:
 @contextlib.contextmanager
 def _frozen_heap() -> Iterator[None]:
     """What is alive now is left out of garbage collection: walking transformers' objects takes longer than a block."""
-    gc.collect()
     gc.freeze()
     try:
         yield
