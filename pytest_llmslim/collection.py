@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_llmslim import marker
-from pytest_llmslim.errors import SlimError
+from pytest_llmslim.errors import SettingError, SlimError
 from pytest_llmslim.recipe import Recipe, parse
 from pytest_llmslim.registry import BUILTIN_METHODS, Registry
 
@@ -67,7 +67,13 @@ def cases(settings: Settings, registry: Registry, keywords: dict[str, Any]) -> l
     recipes: Sequence[Recipe | None] = (
         narrow(listed, asked, fixed="fixed_recipes" in keywords) if listed else [None]
     )
-    models = keywords.get("models") or settings.models
+    models = tuple(dict.fromkeys(keywords.get("models") or settings.models))
+    labels = [model_label(model) for model in models]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise SettingError(
+            f"Two models are both called {twice}, and their results could not be told apart; rename a folder."
+        )
     return [Case(model, recipe, registry, keywords) for model in models for recipe in recipes]
 
 

@@ -171,6 +171,14 @@ def test_a_recipe_that_cannot_run_is_a_usage_error(pytester, args, message):
     result.stderr.fnmatch_lines([message])
 
 
+def test_two_models_of_one_name_are_refused(pytester):
+    """Their rows and baselines would be one."""
+    pytester.makepyfile(test_suite=SUITE)
+    result = pytester.runpytest("--llm-model", "/a/gpt2", "--llm-model", "/b/gpt2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*Two models are both called gpt2, and their results could not be told apart*"])
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
