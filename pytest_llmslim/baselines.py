@@ -14,6 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_llmslim import units
@@ -43,12 +44,22 @@ class Change:
 
     def __str__(self) -> str:
         figure = self.figure.replace("_", " ")
-        if self.is_new:
-            return f"{self.label}: {figure} {units.ratio(self.new)} (new)"
         change = ""
         if self.old and self.new:
             change = f" ({units.percent(self.new / self.old - 1)})"
         return f"{self.label}: {figure} {units.ratio(self.old)} -> {units.ratio(self.new)}{change}"
+
+
+def told(changes: Iterable[Change]) -> list[str]:
+    """The changes as lines: one a figure, and one for all figures of a record that is new."""
+    lines: list[str] = []
+    for (label, is_new), group in groupby(changes, key=lambda change: (change.label, change.is_new)):
+        if is_new:
+            figures = [f"{change.figure.replace('_', ' ')} {units.ratio(change.new)}" for change in group]
+            lines.append(f"{label}: new, {', '.join(figures)}")
+        else:
+            lines += map(str, group)
+    return lines
 
 
 class Store:

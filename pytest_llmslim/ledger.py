@@ -62,11 +62,11 @@ class Ledger:
             self._update(settings.baseline)
 
     def _update(self, folder: Path) -> None:
-        from pytest_llmslim.baselines import Store
+        from pytest_llmslim.baselines import Store, told
         from pytest_llmslim.errors import BaselineError
 
         try:
-            self.changes = [str(change) for change in Store(folder).update(self.records)]
+            self.changes = told(Store(folder).update(self.records))
         except BaselineError as error:
             self.troubles.append(str(error))
 

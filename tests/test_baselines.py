@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sample_records import KEY, blocks, quality, record
 
 from pytest_llmslim import baselines
-from pytest_llmslim.baselines import Change, Store, load_all, path_of, update
+from pytest_llmslim.baselines import Change, Store, load_all, path_of, told, update
 from pytest_llmslim.errors import BaselineError
 from pytest_llmslim.gate import Thresholds, decide
 from pytest_llmslim.records import Key, Record, Verdict, no_estimate
@@ -105,14 +105,10 @@ def test_an_equal_run_changes_nothing(stored: Path, tmp_path: Path) -> None:
 def test_changes_are_told(stored: Path, tmp_path: Path) -> None:
     """An update lists every figure that changed, from what to what."""
     changes = update(tmp_path, [record(time=blocks(0.9)), keyed(recipe="kd")])
-    assert [str(change) for change in changes] == [
+    assert told(changes) == [
         "int4 on embedded:gpt2: time 0.800 -> 0.900 (+12.5 %)",
         "int4 on embedded:gpt2: opt 0.773 -> 0.824 (+6.7 %)",
-        "int4 on embedded:gpt2: perplexity 1.020 (new)",
-        "int4 on embedded:gpt2: time 0.800 (new)",
-        "int4 on embedded:gpt2: energy 0.700 (new)",
-        "int4 on embedded:gpt2: stored bytes 0.140 (new)",
-        "int4 on embedded:gpt2: opt 0.773 (new)",
+        "int4 on embedded:gpt2: new, perplexity 1.020, time 0.800, energy 0.700, stored bytes 0.140, opt 0.773",
     ]
 
 

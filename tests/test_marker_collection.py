@@ -176,7 +176,9 @@ def test_two_models_of_one_name_are_refused(pytester):
     pytester.makepyfile(test_suite=SUITE)
     result = pytester.runpytest("--llm-model", "/a/gpt2", "--llm-model", "/b/gpt2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*Two models are both called gpt2, and their results could not be told apart*"])
+    result.stderr.fnmatch_lines(
+        ["*Two models are both called gpt2, and their results could not be told apart*"]
+    )
 
 
 @pytest.mark.parametrize(

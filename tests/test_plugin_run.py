@@ -344,7 +344,10 @@ def test_what_a_user_writes_by_mistake_in_a_text_option(pytester, run, tiny_fold
 
 @pytest.mark.parametrize(
     ("recipe", "baseline", "message"),
-    [("int5", None, "*there is no method 'int5'*"), ("int8", "{", "*test_own.json, line 1, ends in the middle*")],
+    [
+        ("int5", None, "*there is no method 'int5'*"),
+        ("int8", "{", "*test_own.json, line 1, ends in the middle*"),
+    ],
 )
 def test_under_xdist_what_cannot_run_fails_each_test_with_its_sentence(pytester, recipe, baseline, message):
     """A usage error in a worker would be an internal error of xdist; the tests fail at once instead."""
