@@ -100,8 +100,8 @@ class Ledger:
             tuple(self.unmeasured),
             tuple(self.changes),
             tuple(self.troubles),
-            str(settings.baseline),
-            str(settings.results),
+            self._near(settings.baseline),
+            self._near(settings.results),
             settings.update,
             config.get_verbosity() > 0,
             terminalreporter._tw.fullwidth,
@@ -109,6 +109,11 @@ class Ledger:
         terminalreporter.section("compressed language models")
         for line, markup in lines(shown):
             terminalreporter.write_line(line, **dict.fromkeys(markup, True))
+
+    def _near(self, path: Path) -> str:
+        """A path as seen from where the user stands."""
+        here = self.config.invocation_params.dir
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) -> None:

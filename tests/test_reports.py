@@ -122,10 +122,9 @@ def test_models_have_tables_of_their_own():
 
 def test_the_protocol_is_shown():
     """Text, hash, tokens, windows, BOS and the score's formula."""
-    assert (
-        "text embedded (sha256 abababababab), 6,120 tokens scored in 24 windows of BOS + 255; profile balanced: "
-        "opt = Q (0.5 T + 0.5 E)"
-    ) in text(record())
+    shown = text(record())
+    assert "text embedded (sha256 abababababab), 6,120 tokens scored in 24 windows of BOS + 255\n" in shown
+    assert "profile balanced: opt = Q (0.5 T + 0.5 E), Q = ratio^1.5, lower is better\n" in shown
 
 
 def test_what_did_not_pass_is_said_in_its_own_sentence():

@@ -116,8 +116,8 @@ def _about(record: Record) -> list[str]:
         f"perplexity {units.significant(side.perplexity, 4)}{floor}, {units.seconds(side.time_s.value)} a window "
         f"({record.time.source if record.time.known else side.time_s.source})",
         f"text {protocol.text} (sha256 {protocol.text_sha256[:12]}), {protocol.tokens:,} tokens scored in "
-        f"{protocol.windows} windows of {start}{step}; profile {profile.name}: "
-        f"opt = Q ({profile.alpha:g} T + {profile.beta:g} E), Q = ratio^1.5, lower is better",
+        f"{protocol.windows} windows of {start}{step}",
+        f"profile {profile.name}: opt = Q ({profile.alpha:g} T + {profile.beta:g} E), Q = ratio^1.5, lower is better",
     ]
 
 
