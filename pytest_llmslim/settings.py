@@ -167,7 +167,7 @@ def _argument(option: Option) -> dict[str, Any]:
 
 
 def _help(option: Option) -> str:
-    if option.default in (None, (), False):
+    if option.default is None or option.default is False or option.default == ():
         return option.help
     default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
     return f"{option.help} Default: {default}."

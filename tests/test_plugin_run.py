@@ -451,3 +451,21 @@ def test_a_text_that_is_not_given_is_pythons_manual(pytester, run, tiny_folder):
     result.stdout.fnmatch_lines(
         ["text python-reference *", "the text is Python's reference manual; give --llm-text*"]
     )
+
+
+def test_a_run_that_is_killed_keeps_what_was_finished(pytester, small):
+    """Every record is on disk as soon as its test has ended."""
+    pytester.makepyfile(test_own="""
+        import os
+        import pytest
+
+        @pytest.mark.llm(recipes=["int8", "magnitude"])
+        def test_it(llm):
+            if llm.candidate.name == "magnitude":
+                os._exit(9)
+            llm.measure()
+    """)
+    result = pytester.runpytest_subprocess(*small())
+    assert result.ret == 9
+    lines = (pytester.path / "llm-results/results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"]["recipe"] for line in lines] == ["int8"]
