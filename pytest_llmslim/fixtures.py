@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmslim.plugin import session_of
+from pytest_llmslim.state import RECORDS, session_of
 
 if TYPE_CHECKING:
     from pytest_llmslim.bench import Bench
@@ -30,7 +30,6 @@ def llm(request: pytest.FixtureRequest, llm_case: Case) -> Bench:
     from pytest_llmslim import benchmark_figures, marker
     from pytest_llmslim.bench import Bench
     from pytest_llmslim.collection import key_names
-    from pytest_llmslim.plugin import RECORDS
 
     session = session_of(request.config)
     limits = {key: value for key, value in llm_case.keywords.items() if key in marker.THRESHOLDS}

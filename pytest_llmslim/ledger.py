@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmslim.state import settings_of
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -29,10 +31,11 @@ class Ledger:
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the records off a report."""
-        for data in getattr(report, "llmslim", ()):
+        records = getattr(report, "llmslim", ())
+        for data in records:
             self._take(data)
         label = getattr(report, "llmslim_label", None)
-        if label and (report.skipped or (report.failed and not getattr(report, "llmslim", ()))):
+        if label and not records and not report.passed:
             self.unmeasured.append((label, _first_line(report)))
 
     def _take(self, data: dict[str, Any]) -> None:
@@ -50,7 +53,6 @@ class Ledger:
             return
         import json
 
-        from pytest_llmslim.plugin import settings_of
         from pytest_llmslim.reports.files import summary
 
         settings = settings_of(self.config)
@@ -71,8 +73,6 @@ class Ledger:
             self.troubles.append(str(error))
 
     def _write(self, name: str, text: str, *, append: bool = False) -> None:
-        from pytest_llmslim.plugin import settings_of
-
         folder = settings_of(self.config).results
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,6 @@ class Ledger:
         """Print the ranked table."""
         if not (self.records or self.unmeasured):
             return
-        from pytest_llmslim.plugin import settings_of
         from pytest_llmslim.reports.terminal import Shown, lines
 
         settings = settings_of(config)

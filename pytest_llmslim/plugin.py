@@ -12,18 +12,10 @@ import pytest
 
 from pytest_llmslim import settings
 from pytest_llmslim.errors import SlimError
+from pytest_llmslim.state import ERRORS, RECORDS, REFUSAL, SESSION, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    from pytest_llmslim.records import Record
-    from pytest_llmslim.session import Session
-
-SETTINGS = pytest.StashKey[settings.Settings]()
-SESSION: pytest.StashKey[Session] = pytest.StashKey()
-RECORDS: pytest.StashKey[list[Record]] = pytest.StashKey()
-ERRORS = pytest.StashKey[list[str]]()
-REFUSAL = pytest.StashKey[str]()
 
 MARKER = (
     "llm(*, model, models, recipe, recipes, max_perplexity_increase, max_time_increase, max_energy_increase, max_opt): "
@@ -171,28 +163,3 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     session = config.stash.get(SESSION, None)
     if session is not None:
         session.close()
-
-
-# Access for fixtures ----------------------------------------------------------------------------------------
-
-
-def settings_of(config: pytest.Config) -> settings.Settings:
-    """The run's settings, resolved once."""
-    if SETTINGS not in config.stash:
-        try:
-            config.stash[SETTINGS] = settings.resolve(config)
-        except SlimError as error:
-            raise pytest.UsageError(str(error)) from None
-    return config.stash[SETTINGS]
-
-
-def session_of(config: pytest.Config) -> Session:
-    """The run's state; made when the first test asks for it."""
-    if SESSION not in config.stash:
-        from pytest_llmslim.reports.progress import progress_of
-        from pytest_llmslim.session import Session
-
-        workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
-        config.stash[SESSION] = Session(settings_of(config), workers)
-        config.stash[SESSION].progress = progress_of(config)
-    return config.stash[SESSION]

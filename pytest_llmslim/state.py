@@ -1,0 +1,45 @@
+"""What a run keeps on pytest's config and items: keys of the stash, and what is made when first asked for.
+
+Imported in every pytest run, so it imports the option table and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmslim import settings
+from pytest_llmslim.errors import SlimError
+
+if TYPE_CHECKING:
+    from pytest_llmslim.records import Record
+    from pytest_llmslim.session import Session
+
+SETTINGS = pytest.StashKey[settings.Settings]()
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+RECORDS: pytest.StashKey[list[Record]] = pytest.StashKey()
+ERRORS = pytest.StashKey[list[str]]()
+REFUSAL = pytest.StashKey[str]()
+
+
+def settings_of(config: pytest.Config) -> settings.Settings:
+    """The run's settings, resolved once."""
+    if SETTINGS not in config.stash:
+        try:
+            config.stash[SETTINGS] = settings.resolve(config)
+        except SlimError as error:
+            raise pytest.UsageError(str(error)) from None
+    return config.stash[SETTINGS]
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The run's models, text and meter; made when the first test asks for them."""
+    if SESSION not in config.stash:
+        from pytest_llmslim.reports.progress import progress_of
+        from pytest_llmslim.session import Session
+
+        workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+        config.stash[SESSION] = Session(settings_of(config), workers)
+        config.stash[SESSION].progress = progress_of(config)
+    return config.stash[SESSION]
