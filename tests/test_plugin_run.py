@@ -470,3 +470,37 @@ def test_a_run_that_is_killed_keeps_what_was_finished(pytester, small):
     assert result.ret == 9
     lines = (pytester.path / "llm-results/results.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"]["recipe"] for line in lines] == ["int8"]
+
+
+SLOW = """
+    import pytest
+    import torch
+
+    class Twice(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, **inputs):
+            self.inner(**inputs)
+            return self.inner(**inputs)
+
+    def twice(model):
+        return Twice(model.to(torch.bfloat16).to(torch.float32))
+
+    @pytest.mark.llm(max_time_increase="20%")
+    def test_slow(llm):
+        llm.measure(twice)
+
+    @pytest.mark.llm(recipe="identity", max_time_increase="100%")
+    def test_control(llm):
+        llm.measure()
+"""
+
+
+def test_a_candidate_that_does_its_work_twice_fails_and_the_control_does_not(pytester, run):
+    """The cost gate sees a real slowdown, with its interval, and leaves an equal model alone."""
+    pytester.makepyfile(test_own=SLOW)
+    result = run(rounds=48)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["failed: twice on tiny-gpt2: time is * over the reference, limit 20 %.*"])
