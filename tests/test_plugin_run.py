@@ -456,7 +456,8 @@ def test_a_text_that_is_not_given_is_pythons_manual(pytester, run, tiny_folder):
 
 def test_a_run_that_is_killed_keeps_what_was_finished(pytester, small):
     """Every record is on disk as soon as its test has ended."""
-    pytester.makepyfile(test_own="""
+    pytester.makepyfile(
+        test_own="""
         import os
         import pytest
 
@@ -465,7 +466,8 @@ def test_a_run_that_is_killed_keeps_what_was_finished(pytester, small):
             if llm.candidate.name == "magnitude":
                 os._exit(9)
             llm.measure()
-    """)
+    """
+    )
     result = pytester.runpytest_subprocess(*small())
     assert result.ret == 9
     lines = (pytester.path / "llm-results/results.jsonl").read_text().splitlines()
