@@ -71,6 +71,12 @@ def test_the_winner_is_named():
     assert "lowest opt: int8 with 0.824; stored bytes fell" in table
 
 
+def test_a_reference_that_is_best_is_said_to_be():
+    """A ranking alone would recommend the least bad."""
+    table = text(named("int8", time=blocks(1.5), energy=blocks(1.4)))
+    assert "no recipe scores better than the reference (1); lowest opt: int8 with 1.494" in table
+
+
 def test_estimated_energy_is_marked_wherever_it_is_shown():
     """The ratio and the opt that rests on it carry the mark, and the legend says what it means."""
     table = text(record(energy_method="estimated", energy_source="codecarbon"))

@@ -91,13 +91,16 @@ class AttentionHeads:
         return Applied(module, said, "" if removed else SIMULATED)
 
     def _nothing(self, context: Context, highest: float) -> str:
-        said = f"ah on {context.label}: heads go above a concentration of {self.threshold:g}, "
+        said = (
+            f"ah on {context.label}: removes heads that give one token more than {self.threshold:g} "
+            "of their attention, "
+        )
         if highest > self.threshold:
             return said + (
-                "and the only ones above it are in groups that have to stay, one in every layer; "
+                "and the only such heads are in groups that have to stay, one in every layer; "
                 "use a model with more heads"
             )
-        return said + f"got at most {highest:.3f}; lower the threshold"
+        return said + f"and no head gives more than {highest:.3f}; lower the threshold"
 
 
 def _windows(context: Context) -> torch.Tensor:

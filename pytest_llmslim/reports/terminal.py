@@ -96,13 +96,16 @@ def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]
         (r for r in best if r.outcome != "failed" and r.opt.known and r.integrity.status != "control"), None
     )
     if winner:
-        out.append(
-            (
-                f"lowest opt: {winner.key.recipe} with {_score(winner.opt)}; {winner.integrity.sentence}",
-                ("green",),
-            )
-        )
+        out.append(_best(winner))
     return [*out, ("", ())]
+
+
+def _best(record: Record) -> Line:
+    """The recipe to take, and why; or that the reference is better than all."""
+    found = f"{record.key.recipe} with {_score(record.opt)}; {record.integrity.sentence}"
+    if record.opt.value is not None and record.opt.value < 1:
+        return f"lowest opt: {found}", ("green",)
+    return f"no recipe scores better than the reference (1); lowest opt: {found}", ("yellow",)
 
 
 def _about(record: Record) -> list[str]:
