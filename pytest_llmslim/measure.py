@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.meters import Meter
 
-QUICK_ROUNDS, QUICK_PAIRS = 48, 4
-"""Twelve blocks of four pairs: enough for an exact test at 1 % (7 blocks) with room for noise."""
+QUICK_ROUNDS, QUICK_PAIRS = 80, 4
+"""Twenty blocks of four pairs: on recorded noise a true +20 % fails in 99 %, +10 % in 91 %, equal models in none."""
 SLOW_ROUNDS, SLOW_PAIRS = 16, 2
 """Eight blocks of two pairs, where a forward pass takes longer than `SLOW_RUN_S`."""
 SLOW_RUN_S = 0.5

@@ -110,7 +110,7 @@ OPTIONS: tuple[Option, ...] = (
         "int",
         None,
         "N",
-        "Pairs of reference and candidate to time; 48, or 16 when a pair takes seconds.",
+        "Pairs of reference and candidate to time; 80, or 16 when a pair takes seconds.",
     ),
     Option("device", "text", "auto", "DEVICE", "cpu, cuda, cuda:N, or auto."),
     Option("dtype", "text", "float32", "DTYPE", "In which the reference runs: float32, bfloat16 or float16."),
