@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmslim.reports.files import figures
+
 if TYPE_CHECKING:
     from pytest_llmslim.records import Record
 
@@ -59,14 +61,8 @@ def extra_info(record: Record) -> dict[str, object]:
     return {
         "model": record.key.model,
         "recipe": record.key.recipe,
-        "perplexity": record.candidate.perplexity,
-        "perplexity_ratio": record.perplexity.value,
-        "time_ratio": record.time.value,
-        "energy_ratio": record.energy.value,
+        **figures(record),
         "energy_method": record.energy.method,
-        "bytes_ratio": record.stored_bytes.value,
         "mean_kl": record.divergence.mean_kl,
-        "opt": record.opt.value,
         "profile": record.profile.name,
-        "outcome": record.outcome,
     }

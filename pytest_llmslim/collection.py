@@ -12,6 +12,7 @@ from pytest_llmslim import marker
 from pytest_llmslim.errors import SettingError, SlimError
 from pytest_llmslim.recipe import Recipe, parse
 from pytest_llmslim.registry import BUILTIN_METHODS, Registry
+from pytest_llmslim.state import FIXTURE, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_llmslim.settings import Settings
-
-FIXTURE = "llm_case"
 
 
 class Case(NamedTuple):
@@ -95,7 +94,7 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> list[str]:
     definition = metafunc.definition
     try:
         keywords = marker.read(definition.iter_markers("llm"))
-        settings.thresholds(**{key: value for key, value in keywords.items() if key in marker.THRESHOLDS})
+        settings.thresholds(**keywords)  # read here for its errors
         found = cases(settings, registry_for(definition), keywords)
         errors = []
     except SlimError as error:
@@ -115,11 +114,6 @@ def case_of(item: pytest.Item) -> Case | None:
     return case if isinstance(case, Case) else None
 
 
-def is_ours(item: pytest.Item) -> bool:
-    """Whether a collected test uses our fixtures."""
-    return FIXTURE in getattr(item, "fixturenames", ())
-
-
 def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Tests to run and to deselect; ours sorted by model and recipe, so that each is loaded and built once.
 
@@ -129,29 +123,17 @@ def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytes
     items = list(items)
     dropped = [item for item in items if is_ours(item) and case_of(item) is None]
     others = [item for item in items if not is_ours(item)]
-    ours = [item for item in items if case_of(item) is not None]
-    models = list(dict.fromkeys(_case(item).model for item in ours))
-    recipes = list(dict.fromkeys(_recipe_text(item) for item in ours))
+    ours = [(case, item) for item in items if (case := case_of(item)) is not None]
+    models = list(dict.fromkeys(case.model for case, _ in ours))
+    recipes = list(dict.fromkeys(case.recipe for case, _ in ours))
     ours.sort(
-        key=lambda item: (
-            models.index(_case(item).model),
-            recipes.index(_recipe_text(item)),
-            item.location[:2],
+        key=lambda pair: (
+            models.index(pair[0].model),
+            recipes.index(pair[0].recipe),
+            pair[1].location[:2],
         )
     )
-    return [*others, *ours], dropped
-
-
-def _case(item: pytest.Item) -> Case:
-    case = case_of(item)
-    if case is None:
-        raise LookupError(item.nodeid)
-    return case
-
-
-def _recipe_text(item: pytest.Item) -> str:
-    recipe = _case(item).recipe
-    return recipe.text if recipe else ""
+    return [*others, *(item for _, item in ours)], dropped
 
 
 def key_names(item: pytest.Item) -> tuple[str, str]:

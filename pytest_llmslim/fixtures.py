@@ -27,15 +27,14 @@ def llm_case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def llm(request: pytest.FixtureRequest, llm_case: Case) -> Bench:
     """Measures a candidate against its reference: `llm.measure()`, `llm.reference`, `llm.candidate`, `llm.text`."""
-    from pytest_llmslim import benchmark_figures, marker
+    from pytest_llmslim import benchmark_figures
     from pytest_llmslim.bench import Bench
     from pytest_llmslim.collection import key_names
 
     session = session_of(request.config)
-    limits = {key: value for key, value in llm_case.keywords.items() if key in marker.THRESHOLDS}
     suite, test = key_names(request.node)
     shown = partial(benchmark_figures.show, request)
-    bench = Bench(session, llm_case, suite, test, session.settings.thresholds(**limits), shown)
+    bench = Bench(session, llm_case, suite, test, session.settings.thresholds(**llm_case.keywords), shown)
     request.node.stash[RECORDS] = bench.records
     return bench
 

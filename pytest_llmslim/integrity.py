@@ -113,10 +113,9 @@ def _judge(
         parameter_count(reference),
         parameter_count(candidate),
     )
-    weights = _changed_weights(reference, candidate)
-    status, seen = _seen(weights, sizes, replaced)
     if simulated:
         return Integrity("simulated", "; ".join((*simulated, sizes.sentence)))
+    status, seen = _seen(_changed_weights(reference, candidate), sizes, replaced)
     return Integrity(status, f"{seen}: {sizes.sentence}")
 
 

@@ -118,21 +118,15 @@ class Ledger:
 def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) -> None:
     """Put records on a report, and their figures where JUnit shows them: on the item, whose teardown it reads."""
     from pytest_llmslim.records import to_builtins
+    from pytest_llmslim.reports.files import figures
 
     report.llmslim = [to_builtins(record) for record in records]  # type: ignore[attr-defined]
     for record in records:
         prefix = "llmslim." if len(records) == 1 else f"llmslim.{record.key.recipe}."
-        figures = {
-            "perplexity": record.candidate.perplexity,
-            "perplexity_ratio": record.perplexity.value,
-            "time_ratio": record.time.value,
-            "energy_ratio": record.energy.value,
-            "bytes_ratio": record.stored_bytes.value,
-            "opt": record.opt.value,
-            "outcome": record.outcome,
-        }
         item.user_properties += [
-            (prefix + name, to_builtins(value)) for name, value in figures.items() if value is not None
+            (prefix + name, to_builtins(value))
+            for name, value in figures(record).items()
+            if value is not None
         ]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmslim import settings
 from pytest_llmslim.errors import SlimError
-from pytest_llmslim.state import ERRORS, RECORDS, REFUSAL, SESSION, settings_of
+from pytest_llmslim.state import ERRORS, FIXTURE, RECORDS, REFUSAL, SESSION, is_ours, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -66,7 +66,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise tests that use our fixtures by model and recipe."""
-    if "llm_case" not in metafunc.fixturenames:
+    if FIXTURE not in metafunc.fixturenames:
         return
     from pytest_llmslim import collection
 
@@ -78,7 +78,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse what cannot run, then sort so that each model is loaded and each candidate built once."""
-    if not any("llm_case" in getattr(item, "fixturenames", ()) for item in items):
+    if not any(map(is_ours, items)):
         return
     from pytest_llmslim import collection
 
@@ -114,7 +114,7 @@ def _refusal(config: pytest.Config) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """Show what a user can mend as one sentence, without a traceback."""
     refusal = item.config.stash.get(REFUSAL, "")
-    if refusal and "llm_case" in getattr(item, "fixturenames", ()):
+    if refusal and is_ours(item):
         pytest.fail(refusal, pytrace=False)
     return (yield from _sentences())
 
@@ -148,7 +148,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Put the records on the report as plain builtins: xdist carries them to the controller."""
     report: pytest.TestReport = yield
     records = item.stash.get(RECORDS, None)
-    if "llm_case" in getattr(item, "fixturenames", ()):
+    if is_ours(item):
         from pytest_llmslim import collection, ledger
 
         case = collection.case_of(item)

@@ -312,12 +312,12 @@ class Settings:
         return parse_profile(self.profile_text)
 
     def thresholds(self, **marked: object) -> Thresholds:
-        """The thresholds of one test: what its marker says, else the run's."""
+        """The thresholds of one test: what its marker says, else the run's; its other keywords are passed over."""
         from pytest_llmslim.gate import Thresholds
+        from pytest_llmslim.marker import THRESHOLDS
 
-        names = ("max_perplexity_increase", "max_time_increase", "max_energy_increase", "max_opt")
-        values = {name: getattr(self, name) for name in names}
-        for name, value in marked.items():
+        values = {name: getattr(self, name) for name in THRESHOLDS}
+        for name, value in ((name, marked[name]) for name in THRESHOLDS if name in marked):
             option = BY_NAME[name.replace("_", "-")]
             values[name] = parse_value(option, str(value), f"@pytest.mark.llm({name}=...)")
         return Thresholds(**values)

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
     from pytest_llmslim.records import Record
     from pytest_llmslim.session import Session
 
+FIXTURE = "llm_case"
+"""The fixture behind all of ours, by which our tests are known."""
+
 SETTINGS = pytest.StashKey[settings.Settings]()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 RECORDS: pytest.StashKey[list[Record]] = pytest.StashKey()
 ERRORS = pytest.StashKey[list[str]]()
 REFUSAL = pytest.StashKey[str]()
+
+
+def is_ours(item: pytest.Item) -> bool:
+    """Whether a collected test uses our fixtures."""
+    return FIXTURE in getattr(item, "fixturenames", ())
 
 
 def settings_of(config: pytest.Config) -> settings.Settings:

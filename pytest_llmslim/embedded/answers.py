@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
+from pytest_llmslim.methods.attention_heads import concentration
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -96,11 +98,10 @@ def _is_transposed(model: PreTrainedModel, name: str) -> bool:
 
 
 def head_concentration(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """For each head, the largest share of its attention that one position receives, shape (layers, heads).
+    """The concentration of every head (see `methods.attention_heads`), shape (layers, heads).
 
-    The share is averaged over the query positions of a window, and the largest over the windows. The
-    model must have been loaded with `attn_implementation="eager"`.
+    The model must have been loaded with `attn_implementation="eager"`.
     """
     with torch.no_grad():
         attentions = model(ids[:, :-1], output_attentions=True).attentions
-    return torch.stack([layer.mean(dim=2).amax(dim=-1).mean(dim=0) for layer in attentions])
+    return torch.stack([concentration(layer) for layer in attentions])

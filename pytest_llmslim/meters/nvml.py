@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmslim import units
 from pytest_llmslim.errors import MeasurementError
@@ -19,6 +19,8 @@ from pytest_llmslim.meters.window import WindowMeter, update_periods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+_Meter = TypeVar("_Meter", bound=WindowMeter)
 
 COUNTER, POWER = "nvml-counter", "nvml-power"
 SPIN_S = 1.0
@@ -202,12 +204,7 @@ def open_counter(device: str = "cuda") -> NvmlCounter:
     Raises:
         MeasurementError: there is no such GPU or no such counter; the message tells which.
     """
-    nvml = open_nvml()
-    try:
-        return NvmlCounter(nvml, visible_gpus(nvml, device))
-    except Exception:
-        nvml.nvmlShutdown()
-        raise
+    return _open(NvmlCounter, device)
 
 
 def open_power(device: str = "cuda") -> NvmlPower:
@@ -216,9 +213,14 @@ def open_power(device: str = "cuda") -> NvmlPower:
     Raises:
         MeasurementError: there is no such GPU, or it tells no power; the message tells which.
     """
+    return _open(NvmlPower, device)
+
+
+def _open(meter: Callable[[Any, list[Gpu]], _Meter], device: str) -> _Meter:
+    """A meter of the device's GPUs; the library is shut down again where there is none."""
     nvml = open_nvml()
     try:
-        return NvmlPower(nvml, visible_gpus(nvml, device))
+        return meter(nvml, visible_gpus(nvml, device))
     except Exception:
         nvml.nvmlShutdown()
         raise

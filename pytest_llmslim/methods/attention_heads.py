@@ -135,8 +135,8 @@ def concentrations(module: nn.Module, windows: torch.Tensor, context: Context) -
 
 
 def concentration(attention: torch.Tensor) -> torch.Tensor:
-    """Concentration [heads] in one window, from probabilities [1, heads, queries, keys]."""
-    return attention[0].float().mean(dim=1).amax(dim=-1)
+    """Concentration [heads], averaged over windows, from probabilities [windows, heads, queries, keys]."""
+    return attention.float().mean(dim=2).amax(dim=-1).mean(dim=0)
 
 
 def choose(score: torch.Tensor, attention: Attention, threshold: float) -> Cut:

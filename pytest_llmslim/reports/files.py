@@ -26,6 +26,19 @@ def summary(records: Sequence[Record], unmeasured: Sequence[tuple[str, str]]) ->
     }
 
 
+def figures(record: Record) -> dict[str, object]:
+    """The figures that fit where there is little room: JUnit properties, pytest-benchmark's extra_info."""
+    return {
+        "perplexity": record.candidate.perplexity,
+        "perplexity_ratio": record.perplexity.value,
+        "time_ratio": record.time.value,
+        "energy_ratio": record.energy.value,
+        "bytes_ratio": record.stored_bytes.value,
+        "opt": record.opt.value,
+        "outcome": record.outcome,
+    }
+
+
 def row(record: Record) -> dict[str, Any]:
     """The figures of one record; a ratio is an object with value, interval and how it was had."""
     row: dict[str, Any] = to_builtins(
