@@ -18,8 +18,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_llmslim import units
+from pytest_llmslim.encoding import from_builtins, to_builtins
 from pytest_llmslim.errors import BaselineError
-from pytest_llmslim.records import SCHEMA, Key, Record, from_builtins, to_builtins
+from pytest_llmslim.records import SCHEMA, Key, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from pytest_llmslim import units
 from pytest_llmslim.comparability import difference, no_number, other_perplexity_of_same_weights
 from pytest_llmslim.errors import MeasurementError, ScoreError, SettingError
-from pytest_llmslim.records import Axis, Estimate, Outcome, Record, Verdict, worst
+from pytest_llmslim.records import Against, Axis, Estimate, Outcome, Record, Verdict, worst
 from pytest_llmslim.score import opt_estimate
 from pytest_llmslim.statistics import Interval, hodges_lehmann, minimum_blocks, needed_samples
 
@@ -66,13 +66,27 @@ class Limits:
         baseline_perplexity: a larger increase of the perplexity ratio is a regression.
         limit: a larger increase of time, energy or opt is a regression.
         resolve: the largest increase of those that a passed verdict may have missed.
-        pass_alpha: chance of a passed verdict on what is at `resolve`, or at a threshold.
+        pass_alpha: chance of a passed verdict on what is at `resolve`, or at a threshold, at each look.
+
+    Raises:
+        SettingError: a negative limit, or a `resolve` that is not above `limit`.
     """
 
     baseline_perplexity: float = 0.01
     limit: float = 0.02
     resolve: float = 0.10
     pass_alpha: float = 0.01
+
+    def __post_init__(self) -> None:
+        if min(self.baseline_perplexity, self.limit) < 0:
+            raise SettingError(
+                "--llm-regression and --llm-quality-regression are 0 % or more; give the size of a loss"
+            )
+        if self.resolve <= self.limit:
+            raise SettingError(
+                f"--llm-resolve is above --llm-regression, got {units.percent_limit(self.resolve)} and "
+                f"{units.percent_limit(self.limit)}; a loss between the two may pass"
+            )
 
 
 _DEFAULT_LIMITS: Final = Limits()
@@ -92,7 +106,7 @@ class _Case:
         axis: Axis,
         outcome: Outcome,
         text: str,
-        against: Literal["threshold", "baseline", "integrity"] = "threshold",
+        against: Against = "threshold",
     ) -> Verdict:
         return Verdict(axis, outcome, f"{self.record.label}: {text}", against)
 

@@ -41,7 +41,8 @@ class Ledger:
     def _take(self, data: dict[str, Any]) -> None:
         import json
 
-        from pytest_llmslim.records import Record, from_builtins
+        from pytest_llmslim.encoding import from_builtins
+        from pytest_llmslim.records import Record
 
         self.records.append(from_builtins(Record, data))
         self._write("results.jsonl", json.dumps(data, sort_keys=True) + "\n", append=len(self.records) > 1)
@@ -117,7 +118,7 @@ class Ledger:
 
 def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) -> None:
     """Put records on a report, and their figures where JUnit shows them: on the item, whose teardown it reads."""
-    from pytest_llmslim.records import to_builtins
+    from pytest_llmslim.encoding import to_builtins
     from pytest_llmslim.reports.files import figures
 
     report.llmslim = [to_builtins(record) for record in records]  # type: ignore[attr-defined]

@@ -6,18 +6,14 @@ carries how it came to be. A number that could not be had is `None` with a reaso
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SCHEMA = 1
+SCHEMA = 2
 
 Method = Literal["measured", "sampled", "estimated", "simulated", "unmeasured"]
 """How a number was obtained. `sampled`: power readings integrated over time. `simulated`: it belongs to
@@ -25,11 +21,12 @@ weights that were only rounded or masked, so no cost may be read off it."""
 
 Outcome = Literal["passed", "failed", "inconclusive", "not comparable", "new"]
 
-Axis = Literal["integrity", "perplexity", "time", "energy", "opt"]
+Axis = Literal["integrity", "perplexity", "time", "wall", "energy", "opt"]
+
+Against = Literal["threshold", "baseline", "anchor", "integrity"]
+"""What a verdict compares with. The anchor is the first accepted baseline, which updates leave as it is."""
 
 WORST_FIRST: tuple[Outcome, ...] = ("failed", "inconclusive", "not comparable", "new", "passed")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class Reading:
 
     Args:
         value: in `unit`; `None` exactly when `method` is `unmeasured`.
-        unit: `J`, `s` or `B`.
+        unit: `J`, `s`, `B` or `W`.
         source: which counter or model gave it, e.g. `nvml-counter`, `rapl`, `codecarbon`, `perf_counter`.
         method: see `Method`.
         resolution: smallest step of the source, in seconds between updates; `None` when unknown.
@@ -154,11 +151,14 @@ class Side:
 class Divergence:
     """How far the candidate's next-token distributions are from the reference's, over all scored tokens.
 
-    `mean_kl` is KL(reference || candidate) in nats; `top1` the share of tokens with the same likeliest token.
+    `mean_kl` is KL(reference || candidate) in nats a token, `low` and `high` its 95 % interval over windows of
+    text (`None`: one window); `top1` the share of tokens with the same likeliest token.
     """
 
     mean_kl: float
     top1: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,8 @@ class Profile:
 class Samples:
     """What the estimates rest on: log(candidate / reference), one value a block (time) or window (quality).
 
-    `nll_difference` is in nats a token, one mean a window; `window_tokens` the tokens scored in each.
+    `nll_difference` and `kl` are in nats a token, one mean a window; `window_tokens` the tokens scored in each.
+    Windows are in the order of the text, since neighbours may depend on each other.
     """
 
     time: tuple[float, ...] = ()
@@ -204,6 +205,60 @@ class Samples:
     energy: tuple[float, ...] = ()
     nll_difference: tuple[float, ...] = ()
     window_tokens: tuple[int, ...] = ()
+    kl: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the paired values of time came to be, and what the decisions on them may spend.
+
+    Args:
+        per_block: pairs in a block; 0 when nothing was timed.
+        looks: numbers of blocks at which a decision was tried, in order.
+        planned: looks over which the error is split; `looks` may be fewer, since a decision ends them.
+        level: chance of a false `failed` that each noisy gate of this record could spend at each look.
+        replaced: pairs that were disturbed from outside and measured again.
+        disturbed: pairs that were disturbed and kept, since as many had been replaced as a block allows.
+        disturbances: what was seen, as words with counts, e.g. `steal time 3`.
+        movable: whether the models were moved to new memory before each block.
+        wall_over_cpu: median wall / process CPU time of the reference; `None` where that says nothing (a GPU).
+    """
+
+    per_block: int = 0
+    looks: tuple[int, ...] = ()
+    planned: int = 1
+    level: float = 0.01
+    replaced: int = 0
+    disturbed: int = 0
+    disturbances: tuple[str, ...] = ()
+    movable: bool = True
+    wall_over_cpu: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """What belongs to the energy readings of a record besides their source.
+
+    Args:
+        policy: `gross`: all that the source counts; `net`: less the idle power, measured before.
+        idle_w: that idle power in W; `unmeasured` under `gross`.
+        second_source: another source that was read over the same windows; empty: there was none.
+        second_ratio: median of second / first source over the windows; `None` without a second.
+    """
+
+    policy: Literal["gross", "net"] = "gross"
+    idle_w: Reading = Reading(None, "W", "none", "unmeasured", None, "idle power is not subtracted")
+    second_source: str = ""
+    second_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Carbon:
+    """Grams of CO2 equivalent a kWh of a country's electricity, from a table: always an estimate."""
+
+    country: str
+    g_per_kwh: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +268,7 @@ class Verdict:
     axis: Axis
     outcome: Outcome
     sentence: str
-    against: Literal["threshold", "baseline", "integrity"] = "threshold"
+    against: Against = "threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +293,9 @@ class Record:
     opt: Estimate
     fingerprint: dict[str, str]
     samples: Samples
+    sampling: Sampling = Sampling()
+    metering: Metering = Metering()
+    carbon: Carbon | None = None
     notes: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = field(default=())
 
@@ -251,105 +309,3 @@ def worst(verdicts: Iterable[Verdict]) -> Outcome:
     """The worst outcome of some verdicts; of none, `passed`."""
     outcomes = {verdict.outcome for verdict in verdicts}
     return next((outcome for outcome in WORST_FIRST if outcome in outcomes), "passed")
-
-
-def to_builtins(value: object) -> Any:  # noqa: ANN401  # the JSON value type is recursive
-    """Plain dicts, lists, strings, numbers and None, safe for JSON and for xdist.
-
-    Subclasses of float, int and str (numpy scalars, enums) become the plain type. Infinity becomes the
-    string `inf`, since JSON has no word for it.
-
-    Raises:
-        ValueError: a NaN. It is a fault, and would spread silently.
-        TypeError: a value that is no record and no builtin.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_builtins(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(to_builtins(key)): to_builtins(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_builtins(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if math.isnan(value):
-            raise ValueError("a record holds finite numbers, inf or None, got NaN")
-        return float(value) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, str):
-        return str.__str__(value)  # str() of an enum is its name
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # numpy or torch, but no subclass
-        return to_builtins(value.item())
-    raise TypeError(f"a record holds builtins, got {type(value).__name__}: {value!r}")
-
-
-def from_builtins(kind: type[T], value: object) -> T:
-    """The record of class `kind` from what `to_builtins` gave.
-
-    Raises:
-        ValueError: a missing or unknown field, or a value of the wrong type; the message names the field.
-    """
-    return typing.cast("T", _decode(kind, value, kind.__name__))
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401  # follows annotations
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        return _decode(kind, value, where)
-    if origin is Literal:
-        if value not in typing.get_args(kind):
-            raise ValueError(f"{where} is one of {', '.join(typing.get_args(kind))}, got {value!r}")
-        return value
-    if origin is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(_decode(item, v, f"{where}[{i}]") for i, v in enumerate(_expect(value, list, where)))
-    if origin is dict:
-        return {str(k): _decode(str, v, f"{where}.{k}") for k, v in _expect(value, dict, where).items()}
-    if dataclasses.is_dataclass(kind):
-        return _decode_record(kind, _expect(value, dict, where), where)
-    return _decode_number(value, where) if kind is float else _expect(value, kind, where)
-
-
-def _decode_number(value: Any, where: str) -> float:  # noqa: ANN401
-    if value in ("inf", "-inf"):
-        return float(value)
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
-    number: float = float(value) if whole else _expect(value, float, where)
-    if not math.isfinite(number):
-        raise ValueError(f"{where} is a finite number, or the text 'inf', got {number!r}")
-    return number
-
-
-def _decode_record(kind: Any, value: dict[str, Any], where: str) -> Any:  # noqa: ANN401
-    hints = _hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
-    if unknown:
-        raise ValueError(f"{where} has no field {unknown[0]!r}; it has {', '.join(fields)}")
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"{where} needs the field {missing[0]!r}, which is missing")
-    decoded = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
-    try:
-        return kind(**decoded)
-    except ValueError as error:
-        raise ValueError(f"{where} is no {kind.__name__}: {error}") from None
-
-
-@lru_cache
-def _hints(kind: Any) -> dict[str, Any]:  # noqa: ANN401
-    return typing.get_type_hints(kind)
-
-
-def _expect(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where} is of type {kind.__name__}, got {value!r}")
-    return value

@@ -1,6 +1,6 @@
-"""Every option, declared once: command line, environment variable and ini value come from one table.
+"""Every option's value: command line, environment variable and ini value come from one table (`options.py`).
 
-This module is imported in every pytest run, so it holds plain tuples and imports nothing heavy.
+This module is imported in every pytest run, so it imports nothing heavy.
 Precedence: command line, then environment (`LLMSLIM_*`), then ini (`llm_*`), then the default.
 """
 
@@ -12,126 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_llmslim.errors import SettingError, SlimError
+from pytest_llmslim.options import BY_NAME, CHOICES, OPTIONS, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_llmslim.gate import Thresholds
+    from pytest_llmslim.gate import Limits, Thresholds
     from pytest_llmslim.records import Profile
-
-
-class Option:
-    """One setting. `kind` is `text`, `list`, `path`, `int`, `flag`, `percent` or `number`.
-
-    Written by hand: this class is made in every pytest run, and a dataclass would cost a millisecond of it.
-    """
-
-    def __init__(self, name: str, kind: str, default: object, metavar: str, help: str) -> None:
-        self.name, self.kind, self.default, self.metavar, self.help = name, kind, default, metavar, help
-
-    @property
-    def flag(self) -> str:
-        """As written on the command line."""
-        return f"--llm-{self.name}"
-
-    @property
-    def ini(self) -> str:
-        """As written in an ini file."""
-        return f"llm_{self.name.replace('-', '_')}"
-
-    @property
-    def env(self) -> str:
-        """As written in the environment."""
-        return f"LLMSLIM_{self.name.replace('-', '_').upper()}"
-
-    @property
-    def dest(self) -> str:
-        """Attribute on the parsed options."""
-        return self.ini
-
-
-EMBEDDED_MODELS = ("embedded:gpt2", "embedded:llama")
-
-# Help texts: what it does, in one sentence, values in plain words; the default is appended.
-OPTIONS: tuple[Option, ...] = (
-    Option(
-        "model",
-        "list",
-        EMBEDDED_MODELS,
-        "MODEL",
-        "Reference model: Hugging Face id, folder, .gguf file or embedded:NAME; repeatable.",
-    ),
-    Option(
-        "recipe",
-        "list",
-        (),
-        "RECIPE",
-        "Compression steps joined by +, e.g. ah90+int4; narrows or replaces a suite's list; repeatable.",
-    ),
-    Option(
-        "profile",
-        "text",
-        "balanced",
-        "PROFILE",
-        "Weights of time and energy in opt: balanced, energy, runtime, or ALPHA:BETA.",
-    ),
-    Option(
-        "text",
-        "path",
-        None,
-        "FILE",
-        "UTF-8 text on which quality is measured; without it the grammar's text for embedded models "
-        "and Python's own reference manual for others.",
-    ),
-    Option(
-        "tokens",
-        "int",
-        None,
-        "N",
-        "Tokens of the text to score; 8192, or 32 documents of 255 for embedded models.",
-    ),
-    Option(
-        "window",
-        "int",
-        None,
-        "N",
-        "Tokens in a forward pass, BOS included; 256 for embedded models, else 512.",
-    ),
-    Option("stride", "int", None, "N", "Overlap windows and score only the last N tokens of each."),
-    Option(
-        "bos",
-        "text",
-        "auto",
-        "WHEN",
-        "Start every window with the BOS token: always, never, or auto (as the tokenizer does).",
-    ),
-    Option(
-        "rounds",
-        "int",
-        None,
-        "N",
-        "Pairs of reference and candidate to time; 80, or 16 when a pair takes seconds.",
-    ),
-    Option("device", "text", "auto", "DEVICE", "cpu, cuda, cuda:N, or auto."),
-    Option("dtype", "text", "float32", "DTYPE", "In which the reference runs: float32, bfloat16 or float16."),
-    Option("threads", "int", 1, "N", "CPU threads of the models; gates are steadiest with one."),
-    Option("seed", "int", 0, "N", "Seed of everything random: order of pairs, padding, sampling in methods."),
-    Option(
-        "max-perplexity-increase", "percent", None, "PCT", "Fail when perplexity grows by more, e.g. 3%%."
-    ),
-    Option("max-time-increase", "percent", None, "PCT", "Fail when time grows by more, e.g. 10%%."),
-    Option("max-energy-increase", "percent", None, "PCT", "Fail when energy grows by more, e.g. 10%%."),
-    Option("max-opt", "number", None, "SCORE", "Fail when opt is higher; 1 is the reference itself."),
-    Option("gate-estimated", "flag", False, "", "Gate estimated energy too, not only measured energy."),
-    Option("strict", "flag", False, "", "Fail on what could not be decided or compared, instead of warning."),
-    Option("baseline", "path", "baselines", "DIR", "Where stored baselines are."),
-    Option("update", "flag", False, "", "Write what was measured as the new baseline."),
-    Option("require-baseline", "flag", False, "", "Fail when a measurement has no baseline."),
-    Option("results", "path", "llm-results", "DIR", "Where results.jsonl and summary.json go."),
-    Option("trust-remote-code", "flag", False, "", "Run code that comes with a model."),
-)
-
-BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
 
 
 class Sourced(NamedTuple):
@@ -169,8 +56,14 @@ def _argument(option: Option) -> dict[str, Any]:
 def _help(option: Option) -> str:
     if option.default is None or option.default is False or option.default == ():
         return option.help
-    default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
-    return f"{option.help} Default: {default}."
+    return f"{option.help} Default: {_shown(option)}."
+
+
+def _shown(option: Option) -> str:
+    if isinstance(option.default, tuple):
+        return ", ".join(option.default)
+    # argparse formats help texts with %.
+    return f"{100 * option.default:g} %%" if isinstance(option.default, float) else str(option.default)
 
 
 def _converter(option: Option) -> Callable[[str], object]:
@@ -205,12 +98,6 @@ def parse_value(option: Option, text: str, where: str) -> object:
     return _checked(option, text, where)
 
 
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "bos": ("auto", "always", "never"),
-    "dtype": ("float32", "bfloat16", "float16"),
-}
-
-
 def _checked(option: Option, text: str, where: str) -> str:
     choices = CHOICES.get(option.name)
     if choices and text not in choices:
@@ -225,6 +112,8 @@ def _checked(option: Option, text: str, where: str) -> str:
         and not (text.startswith("cuda:") and text[5:].isdigit())
     ):
         raise SettingError(f"{where} is cpu, cuda, cuda:N or auto, got {text!r}.")
+    if option.name == "country" and not (len(text) == 3 and text.isascii() and text.isupper()):
+        raise SettingError(f"{where} is an ISO 3166 code of three capitals, e.g. FRA, got {text!r}.")
     return text
 
 
@@ -283,6 +172,7 @@ class Settings:
         self.stride: int | None = plain["stride"]
         self.bos: str = plain["bos"]
         self.rounds: int | None = plain["rounds"]
+        self.max_rounds: int | None = plain["max-rounds"]
         self.device: str = plain["device"]
         self.dtype: str = plain["dtype"]
         self.threads: int = plain["threads"]
@@ -291,12 +181,20 @@ class Settings:
         self.max_time_increase: float | None = plain["max-time-increase"]
         self.max_energy_increase: float | None = plain["max-energy-increase"]
         self.max_opt: float | None = plain["max-opt"]
+        self.regression: float = plain["regression"]
+        self.resolve: float = plain["resolve"]
+        self.quality_regression: float = plain["quality-regression"]
+        self.energy: str = plain["energy"]
+        self.country: str | None = plain["country"]
         self.gate_estimated: bool = plain["gate-estimated"]
         self.strict: bool = plain["strict"]
         self.baseline: Path = self._path("baseline", root, invocation)
         self.update: bool = plain["update"]
+        self.anchor: bool = plain["anchor"]
         self.require_baseline: bool = plain["require-baseline"]
         self.results: Path = self._path("results", root, invocation)
+        self.timeout: float | None = plain["timeout"]
+        self.calibrate: bool = plain["calibrate"]
         self.trust_remote_code: bool = plain["trust-remote-code"]
 
     def _path(self, name: str, root: Path, invocation: Path) -> Path:
@@ -310,6 +208,16 @@ class Settings:
         from pytest_llmslim.score import parse_profile
 
         return parse_profile(self.profile_text)
+
+    def limits(self) -> Limits:
+        """The rules of comparing with a baseline.
+
+        Raises:
+            SettingError: `--llm-resolve` is not above `--llm-regression`, or one is negative.
+        """
+        from pytest_llmslim.gate import Limits
+
+        return Limits(self.quality_regression, self.regression, self.resolve)
 
     def thresholds(self, **marked: object) -> Thresholds:
         """The thresholds of one test: what its marker says, else the run's; its other keywords are passed over."""

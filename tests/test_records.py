@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_records import record, side
 
+from pytest_llmslim.encoding import from_builtins, to_builtins
 from pytest_llmslim.records import (
     WORST_FIRST,
     Build,
@@ -27,9 +28,7 @@ from pytest_llmslim.records import (
     Samples,
     Side,
     Verdict,
-    from_builtins,
     no_estimate,
-    to_builtins,
     unmeasured,
     worst,
 )

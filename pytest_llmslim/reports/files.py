@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmslim.records import SCHEMA, to_builtins
+from pytest_llmslim.encoding import to_builtins
+from pytest_llmslim.records import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
