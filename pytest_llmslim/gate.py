@@ -1,34 +1,32 @@
-"""The gate: pure decisions over one record, its thresholds and its baseline.
+"""The gate: pure decisions over one record, its thresholds, its baseline and its anchor.
 
 Order: integrity, quality, cost, opt. Quality is the same number again on one machine, so point estimates
-are compared. Time, energy and opt are noisy: a verdict is *failed* only when the lower bound is past the
-limit, *passed* only when the upper bound is inside, and *inconclusive* otherwise; the bracket in a sentence
-is the one that the decision rests on. Nothing here is random: a stored record gives the same verdict again.
+are compared. Time, energy and opt are noisy (see `judging.py`); the bracket in a sentence is the one that the
+decision rests on. Nothing here is random: a stored record gives the same verdict again.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
-from pytest_llmslim import units
-from pytest_llmslim.comparability import difference, no_number, other_perplexity_of_same_weights
+from pytest_llmslim import judging, units
+from pytest_llmslim.comparability import no_number
 from pytest_llmslim.errors import MeasurementError, ScoreError, SettingError
-from pytest_llmslim.records import Against, Axis, Estimate, Outcome, Record, Verdict, worst
-from pytest_llmslim.score import opt_estimate
-from pytest_llmslim.statistics import Interval, hodges_lehmann, minimum_blocks, needed_samples
+from pytest_llmslim.judging import Case, Edges
+from pytest_llmslim.records import Axis, Estimate, Record, Verdict, worst
+from pytest_llmslim.regression import regression
+from pytest_llmslim.sequential import ALPHA
+from pytest_llmslim.statistics import Interval, needed_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Limits", "Thresholds", "decide", "failure", "worst"]
+__all__ = ["NOISY", "Limits", "Thresholds", "decide", "failure", "noisy_gates", "undecided_axes", "worst"]
 
-_AXES: Final[tuple[Axis, ...]] = ("perplexity", "time", "energy", "opt")
-_SLACK: Final = 1e-9  # exp and log of a limit do not give the limit back
-_ACCEPT: Final = "Accept with --llm-update, or find what made it worse."
-_STORED_TOO_SHORT: Final = "The stored run has too few blocks; write it anew with --llm-update."
-_BETTER: Final = "That is better than the baseline; keep it with --llm-update."
+_AXES: Final[tuple[Axis, ...]] = ("perplexity", "time", "wall", "energy", "opt")
+NOISY: Final[tuple[Axis, ...]] = ("time", "wall", "energy", "opt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,8 @@ class Thresholds:
                 raise SettingError(f"{field.name} is a finite number above {least}, got {value}")
 
     def of(self, axis: Axis) -> tuple[str, float | None]:
-        """Name and value of the limit on an axis."""
-        name = "max_opt" if axis == "opt" else f"max_{axis}_increase"
+        """Name and value of the limit on an axis; that on time holds for both clocks."""
+        name = "max_opt" if axis == "opt" else f"max_{'time' if axis == 'wall' else axis}_increase"
         return name, getattr(self, name)
 
 
@@ -92,33 +90,15 @@ class Limits:
 _DEFAULT_LIMITS: Final = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    record: Record
-    thresholds: Thresholds
-    baseline: Record | None
-    gate_estimated: bool
-    alpha: float
-    limits: Limits
-
-    def verdict(
-        self,
-        axis: Axis,
-        outcome: Outcome,
-        text: str,
-        against: Against = "threshold",
-    ) -> Verdict:
-        return Verdict(axis, outcome, f"{self.record.label}: {text}", against)
-
-
 def decide(
     record: Record,
     thresholds: Thresholds,
     baseline: Record | None = None,
     *,
+    anchor: Record | None = None,
     require_baseline: bool = False,
     gate_estimated: bool = False,
-    alpha: float = 0.01,
+    alpha: float = ALPHA,
     limits: Limits = _DEFAULT_LIMITS,
 ) -> tuple[Verdict, ...]:
     """All verdicts on a record: one an axis and kind of limit, each with its sentence.
@@ -132,18 +112,20 @@ def decide(
         record: what was measured.
         thresholds: limits against the reference.
         baseline: the stored record of the same key.
+        anchor: the first accepted record of the same key, where it is another than the baseline.
         require_baseline: a missing baseline is failed instead of new.
         gate_estimated: hold estimated energy against limits and baselines too.
-        alpha: chance of a false failed verdict that this decision may spend; split by the caller over the
-            gates and looks of a run (`statistics.split_alpha`).
+        alpha: chance of a false failed verdict that each noisy gate may spend in this decision; split by the
+            caller over the gates and looks of a run (`sequential.Family`).
         limits: rules of comparing with a baseline.
 
     Raises:
-        ValueError: the baseline has another key.
+        ValueError: the baseline or the anchor has another key.
     """
-    if baseline is not None and baseline.key != record.key:
-        raise ValueError(f"a baseline has the record's key {record.key}, got {baseline.key}")
-    case = _Case(record, thresholds, baseline, gate_estimated, alpha, limits)
+    for stored in (baseline, anchor):
+        if stored is not None and stored.key != record.key:
+            raise ValueError(f"a baseline has the record's key {record.key}, got {stored.key}")
+    case = Case(record, thresholds, baseline, anchor, gate_estimated, alpha, limits)
     if record.integrity.status == "nothing":
         text = f"nothing was compressed. {record.integrity.sentence}"
         return (case.verdict("integrity", "failed", text, "integrity"),)
@@ -151,8 +133,32 @@ def decide(
     if baseline is None:
         found.append(_no_baseline(case, require_baseline))
     for axis in _AXES:
-        found += [verdict for verdict in (_threshold(case, axis), _regression(case, axis)) if verdict]
+        verdicts = [_threshold(case, axis)]
+        if baseline is not None:
+            verdicts.append(regression(case, axis, baseline, "baseline"))
+        if anchor is not None:
+            verdicts.append(regression(case, axis, anchor, "anchor"))
+        found += [verdict for verdict in verdicts if verdict]
     return tuple(found)
+
+
+def undecided_axes(verdicts: Iterable[Verdict]) -> frozenset[str]:
+    """The noisy axes on which more blocks may bring a decision."""
+    return frozenset(v.axis for v in verdicts if v.axis in NOISY and v.outcome == "inconclusive")
+
+
+def noisy_gates(thresholds: Thresholds, stored: int, *, energy: bool, opt: bool) -> int:
+    """How many noisy gates a test has, for the error that they share.
+
+    Args:
+        thresholds: of the test.
+        stored: how many stored records it is compared with: none, a baseline, or that and an anchor.
+        energy: whether energy is compared with stored records and limits here.
+        opt: whether opt is compared with stored records.
+    """
+    gates = 2 * (thresholds.max_time_increase is not None) + (thresholds.max_opt is not None)
+    gates += energy and thresholds.max_energy_increase is not None
+    return gates + stored * (2 + energy + opt)
 
 
 def failure(verdicts: Iterable[Verdict], *, strict: bool = False) -> str:
@@ -166,7 +172,7 @@ def failure(verdicts: Iterable[Verdict], *, strict: bool = False) -> str:
     return "\n".join(verdict.sentence for verdict in verdicts if verdict.outcome in failing)
 
 
-def _no_baseline(case: _Case, require_baseline: bool) -> Verdict:
+def _no_baseline(case: Case, require_baseline: bool) -> Verdict:
     key = case.record.key
     text = f"{key.test} in {key.suite} has no baseline; write one with --llm-update"
     if require_baseline:
@@ -177,7 +183,7 @@ def _no_baseline(case: _Case, require_baseline: bool) -> Verdict:
 # Thresholds -------------------------------------------------------------------------------------------------
 
 
-def _threshold(case: _Case, axis: Axis) -> Verdict | None:
+def _threshold(case: Case, axis: Axis) -> Verdict | None:
     name, limit = case.thresholds.of(axis)
     now: Estimate = getattr(case.record, axis)
     reason = no_number(now)
@@ -185,10 +191,11 @@ def _threshold(case: _Case, axis: Axis) -> Verdict | None:
         return case.verdict(
             axis, "failed", f"perplexity cannot be judged: {reason}; the candidate is broken."
         )
-    if limit is None:
+    if limit is None or (axis == "wall" and (reason or not judging.gated(case, axis, now))):
         return None
-    if axis == "energy" and now.method == "estimated" and not case.gate_estimated:
+    if not judging.gated(case, axis, now):
         reason = f"{now.source} only estimates energy; pass --llm-gate-estimated to use it all the same"
+    reason = reason or judging.unreliable(case, axis)
     if reason:
         text = f"{name} {_limit_text(axis, limit)} cannot be checked: {reason}."
         return case.verdict(axis, "inconclusive", text)
@@ -197,9 +204,9 @@ def _threshold(case: _Case, axis: Axis) -> Verdict | None:
     )
 
 
-def _quality_threshold(case: _Case, name: str, limit: float) -> Verdict:
-    now = _interval_of(case.record.perplexity)
-    failed = _over(now.value, 1 + limit)
+def _quality_threshold(case: Case, name: str, limit: float) -> Verdict:
+    now = judging.interval_of(case.record.perplexity)
+    failed = judging.over(now.value, 1 + limit)
     change = units.change(now.value, now.low, now.high, limit=limit)
     perplexity = units.perplexity(case.record.candidate.perplexity)
     text = f"perplexity {perplexity} is {change} the reference, limit {units.percent_limit(limit)}."
@@ -209,25 +216,28 @@ def _quality_threshold(case: _Case, name: str, limit: float) -> Verdict:
 
 def _short_text(now: Interval, bound: float) -> str:
     """What to add when the windows of text leave open on which side of the limit the perplexity is."""
-    if _over(now.low, bound) or not _over(now.high, bound):
+    if judging.over(now.low, bound) or not judging.over(now.high, bound):
         return ""
     needed = needed_samples(now, fail_above=bound, pass_below=bound)
     remedy = f"about {needed} would do (--llm-tokens)" if needed else "no reasonable length would do"
     return f" {now.n} windows of text are too few to be sure; {remedy}."
 
 
-def _cost_threshold(case: _Case, axis: Axis, limit: float) -> Verdict:
+def _cost_threshold(case: Case, axis: Axis, limit: float) -> Verdict | None:
     name, _ = case.thresholds.of(axis)
     bound = limit if axis == "opt" else 1 + limit
+    edges = Edges(bound, bound)
     try:
-        now = _bounds(case, axis)
+        now = judging.bounds(case, axis)
     except (MeasurementError, ScoreError) as error:
         return case.verdict(axis, "inconclusive", f"{name} cannot be checked: {error}.")
-    outcome = _judge(now, bound, bound)
-    text = f"{axis} is {_against_reference(axis, now, limit)}{_mark(case.record, axis)}"
+    outcome = judging.judge(case, now, edges)
+    if judging.wall_says_nothing(axis, outcome, now, edges):
+        return None
+    text = f"{axis} is {_against_reference(axis, now, limit)}{judging.mark(case.record, axis)}"
     text += f", limit {_limit_text(axis, limit)}"
     if outcome == "inconclusive":
-        text += f": undecided. {_more_blocks(case, axis, now, (bound, bound))}"
+        text += f": undecided. {judging.undecided(case, axis, now, edges)}"
     else:
         text += f". Take a cheaper recipe, or raise {name}." if outcome == "failed" else "."
     return case.verdict(axis, outcome, text)
@@ -241,147 +251,3 @@ def _against_reference(axis: Axis, now: Interval, limit: float) -> str:
 
 def _limit_text(axis: Axis, limit: float) -> str:
     return f"{limit:.6g}" if axis == "opt" else units.percent_limit(limit)
-
-
-# Baseline ---------------------------------------------------------------------------------------------------
-
-
-def _regression(case: _Case, axis: Axis) -> Verdict | None:
-    if case.baseline is None:
-        return None
-    now, then = getattr(case.record, axis), getattr(case.baseline, axis)
-    known = [estimate for estimate in (now, then) if estimate.known]
-    if not known or (not case.gate_estimated and all(e.method == "estimated" for e in known)):
-        return None
-    reason = difference(case.record, case.baseline, axis)
-    if reason:
-        text = f"{axis} is not comparable with the baseline: {reason}; measure alike, or use --llm-update."
-        return case.verdict(axis, "not comparable", text, "baseline")
-    if axis == "perplexity":
-        return _quality_regression(case, case.baseline)
-    return _cost_regression(case, axis, _interval_of(then))
-
-
-def _quality_regression(case: _Case, baseline: Record) -> Verdict:
-    now, then = _interval_of(case.record.perplexity), _interval_of(baseline.perplexity)
-    ratio = _relative(now, then)
-    limit = case.limits.baseline_perplexity
-    failed = _over(ratio, 1 + limit)
-    text = (
-        f"perplexity ratio {units.ratio(*now[:3])} was {units.ratio(then.value)} in the baseline: "
-        f"{units.change(ratio, limit=limit)}, limit {units.percent_limit(limit)}."
-    )
-    if failed:
-        text += f" {_ACCEPT}"
-    elif ratio < 1 - limit:
-        text += f" {_BETTER}"
-    text = f"{text} {other_perplexity_of_same_weights(case.record, baseline)}".rstrip()
-    return case.verdict("perplexity", "failed" if failed else "passed", text, "baseline")
-
-
-def _cost_regression(case: _Case, axis: Axis, then: Interval) -> Verdict:
-    name = axis if axis == "opt" else f"{axis} ratio"
-    try:
-        now = _bounds(case, axis)
-    except (MeasurementError, ScoreError) as error:
-        return case.verdict(axis, "inconclusive", f"{name} cannot be judged: {error}.", "baseline")
-    limits = case.limits
-    # The stored ratio is not exact either: its interval widens the tolerance on both sides.
-    edges = (then.high * (1 + limits.limit), then.low * (1 + limits.resolve))
-    outcome = _judge(now, *edges)
-    change = units.change(_relative(now, then), limit=limits.limit)
-    text = f"{name} {units.ratio(*now[:3])}{_mark(case.record, axis)} was {units.ratio(*then[:3])} "
-    text += f"in the baseline: {change}, limit {units.percent_limit(limits.limit)}"
-    if outcome == "failed":
-        text += f". {_ACCEPT}"
-    elif outcome == "inconclusive":
-        known = then.low and math.isfinite(then.high)
-        text += f", undecided. {_more_blocks(case, axis, now, edges) if known else _STORED_TOO_SHORT}"
-    elif _over(then.low, now.high):
-        text += f". {_BETTER}"
-    else:
-        text += f"; more than {units.percent_limit(limits.resolve)} is excluded."
-    return case.verdict(axis, outcome, text, "baseline")
-
-
-def _relative(now: Interval, then: Interval) -> float:
-    return 1.0 if now.value == then.value else now.value / then.value
-
-
-# Noise ------------------------------------------------------------------------------------------------------
-
-
-def _bounds(case: _Case, axis: Axis) -> Interval:
-    """The ratio with one-sided bounds: each misses the truth with at most `alpha` or `pass_alpha`.
-
-    Raises:
-        MeasurementError: no block, or one that is no number.
-        ScoreError: parts of opt that are no ratios.
-    """
-    share = _share(case, axis)
-    samples = case.record.samples
-
-    def ratio(log_ratios: tuple[float, ...]) -> Interval:
-        return hodges_lehmann(
-            log_ratios, miss_low=case.alpha * share, miss_high=case.limits.pass_alpha * share
-        )
-
-    if axis != "opt":
-        return ratio(samples.time if axis == "time" else samples.energy)
-    record, profile = case.record, case.record.profile
-    exact = record.perplexity.value
-    quality = replace(record.perplexity, low=exact, high=exact, n=max(len(samples.time), len(samples.energy)))
-    time, energy = record.time, record.energy
-    if profile.alpha > 0:
-        time = Estimate(*ratio(samples.time), time.method, time.source)
-    if profile.beta > 0:
-        energy = Estimate(*ratio(samples.energy), energy.method, energy.source)
-    return _interval_of(opt_estimate(quality, time, energy, profile))
-
-
-def _share(case: _Case, axis: Axis) -> float:
-    """Of alpha for each series; opt rests on two, either of which may miss."""
-    profile = case.record.profile
-    return 0.5 if axis == "opt" and profile.alpha > 0 and profile.beta > 0 else 1.0
-
-
-def _judge(now: Interval, fail_above: float, pass_below: float) -> Outcome:
-    if _over(now.low, fail_above):
-        return "failed"
-    return "inconclusive" if _over(now.high, pass_below) else "passed"
-
-
-def _more_blocks(case: _Case, axis: Axis, now: Interval, edges: tuple[float, float]) -> str:
-    """What is excluded so far, and how many blocks would settle it; `edges`: fail above, pass below."""
-    share = _share(case, axis)
-    least = [minimum_blocks(alpha * share) for alpha in (case.alpha, case.limits.pass_alpha)]
-    if now.n < min(least):
-        return f"{now.n} blocks can decide nothing; it takes at least {max(least)} (--llm-rounds)."
-    needed = needed_samples(
-        now, fail_above=edges[0], pass_below=edges[1], fail_minimum=least[0], pass_minimum=least[1]
-    )
-    remedy = (
-        f"about {needed} blocks would settle it (--llm-rounds)" if needed else "more blocks would not help"
-    )
-    excluded = (
-        f"Above {units.ratio(now.high)} is excluded" if math.isfinite(now.high) else "Nothing is excluded"
-    )
-    return f"{excluded}; {remedy}."
-
-
-def _interval_of(estimate: Estimate) -> Interval:
-    value = math.nan if estimate.value is None else estimate.value
-    high = math.inf if estimate.high is None else estimate.high
-    return Interval(value, estimate.low or 0.0, high, estimate.n)
-
-
-def _mark(record: Record, axis: Axis) -> str:
-    """How the energy was obtained, unless it was measured."""
-    energy = record.energy
-    if axis == "time" or (axis == "opt" and record.profile.beta == 0) or energy.method == "measured":
-        return ""
-    return f" ({energy.method} by {energy.source})" if axis == "energy" else f" (energy {energy.method})"
-
-
-def _over(value: float, limit: float) -> bool:
-    return value > limit * (1 + _SLACK)

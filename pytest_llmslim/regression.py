@@ -1,0 +1,115 @@
+"""One axis of a record against its stored baseline, or against the anchor: the first baseline accepted.
+
+Each accepted update may be worse than the one before by what the limits let pass. The anchor stays where it
+is, so that many small losses are seen in sum; its limits are three times as wide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from pytest_llmslim import judging, units
+from pytest_llmslim.comparability import difference, other_perplexity_of_same_weights
+from pytest_llmslim.errors import MeasurementError, ScoreError
+
+if TYPE_CHECKING:
+    from pytest_llmslim.gate import Limits
+    from pytest_llmslim.judging import Case
+    from pytest_llmslim.records import Against, Axis, Record, Verdict
+    from pytest_llmslim.statistics import Interval
+
+_ACCEPT: Final = {
+    "baseline": "Accept with --llm-update, or find what made it worse.",
+    "anchor": "Small losses were accepted one by one; accept their sum with --llm-update --llm-anchor, or find them.",
+}
+_ANEW: Final = {"baseline": "--llm-update", "anchor": "--llm-update --llm-anchor"}
+_BETTER: Final = "That is better than the baseline; keep it with --llm-update."
+
+
+def regression(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict | None:
+    """The verdict on one axis; `None` where nothing is held against a baseline."""
+    now, then = getattr(case.record, axis), getattr(stored, axis)
+    known = [estimate for estimate in (now, then) if estimate.known]
+    if not known or (not case.gate_estimated and all(e.method == "estimated" for e in known)):
+        return None
+    if not judging.gated(case, axis, case.record.energy):
+        return None
+    reason = difference(case.record, stored, axis)
+    if reason:
+        if axis == "wall":  # said of time already
+            return None
+        text = (
+            f"{axis} is not comparable with the {against}: {reason}; measure alike, or use {_ANEW[against]}."
+        )
+        return case.verdict(axis, "not comparable", text, against)
+    if axis == "perplexity":
+        return _quality(case, stored, against)
+    return _cost(case, axis, judging.interval_of(then), against)
+
+
+def _limits(case: Case, against: Against) -> Limits:
+    """Those against the anchor: three losses as large as one update may hide."""
+    limits = case.limits
+    if against == "baseline":
+        return limits
+    return replace(
+        limits,
+        baseline_perplexity=3 * limits.baseline_perplexity,
+        limit=3 * limits.limit,
+        resolve=limits.resolve + 2 * limits.limit,
+    )
+
+
+def _quality(case: Case, stored: Record, against: Against) -> Verdict:
+    now, then = judging.interval_of(case.record.perplexity), judging.interval_of(stored.perplexity)
+    ratio = _relative(now, then)
+    limit = _limits(case, against).baseline_perplexity
+    failed = judging.over(ratio, 1 + limit)
+    text = (
+        f"perplexity ratio {units.ratio(*now[:3])} was {units.ratio(then.value)} in the {against}: "
+        f"{units.change(ratio, limit=limit)}, limit {units.percent_limit(limit)}."
+    )
+    if failed:
+        text += f" {_ACCEPT[against]}"
+    elif ratio < 1 - limit and against == "baseline":
+        text += f" {_BETTER}"
+    if against == "baseline":
+        text = f"{text} {other_perplexity_of_same_weights(case.record, stored)}".rstrip()
+    return case.verdict("perplexity", "failed" if failed else "passed", text, against)
+
+
+def _cost(case: Case, axis: Axis, then: Interval, against: Against) -> Verdict | None:
+    name = axis if axis == "opt" else f"{axis} ratio"
+    try:
+        now = judging.bounds(case, axis)
+        reason = judging.unreliable(case, axis)
+    except (MeasurementError, ScoreError) as error:
+        reason = str(error)
+    if reason:
+        return case.verdict(axis, "inconclusive", f"{name} cannot be judged: {reason}.", against)
+    limits = _limits(case, against)
+    # The stored ratio is not exact either: its interval widens the tolerance on both sides.
+    edges = judging.Edges(then.high * (1 + limits.limit), then.low * (1 + limits.resolve))
+    outcome = judging.judge(case, now, edges)
+    if judging.wall_says_nothing(axis, outcome, now, edges):
+        return None
+    change = units.change(_relative(now, then), limit=limits.limit)
+    text = f"{name} {units.ratio(*now[:3])}{judging.mark(case.record, axis)} was {units.ratio(*then[:3])} "
+    text += f"in the {against}: {change}, limit {units.percent_limit(limits.limit)}"
+    if outcome == "failed":
+        text += f". {_ACCEPT[against]}"
+    elif outcome == "inconclusive":
+        known = then.low and math.isfinite(then.high)
+        short = f"The stored run has too few blocks; write it anew with {_ANEW[against]}."
+        text += f", undecided. {judging.undecided(case, axis, now, edges) if known else short}"
+    elif judging.over(then.low, now.high) and against == "baseline":
+        text += f". {_BETTER}"
+    else:
+        text += f"; more than {units.percent_limit(limits.resolve)} is excluded."
+    return case.verdict(axis, outcome, text, against)
+
+
+def _relative(now: Interval, then: Interval) -> float:
+    return 1.0 if now.value == then.value else now.value / then.value
