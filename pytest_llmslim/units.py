@@ -22,7 +22,8 @@ NONE = "-"
 _SECONDS = ((0.0, 1e-6, "µs"), (1e-3, 1e-3, "ms"), (1.0, 1.0, "s"), (1e3, 60.0, "min"), (7200.0, 3600.0, "h"))
 _JOULES = ((0.0, 1e-3, "mJ"), (1.0, 1.0, "J"), (1e3, 1e3, "kJ"), (1e6, 1e6, "MJ"))
 _BYTES = ((0.0, 1.0, "B"), (1e3, 1e3, "kB"), (1e6, 1e6, "MB"), (1e9, 1e9, "GB"), (1e12, 1e12, "TB"))
-_SCALES = {"s": _SECONDS, "J": _JOULES, "B": _BYTES}
+_GRAMS = ((0.0, 1e-6, "µg"), (1e-3, 1e-3, "mg"), (1.0, 1.0, "g"), (1e3, 1e3, "kg"), (1e6, 1e6, "t"))
+_SCALES = {"s": _SECONDS, "J": _JOULES, "B": _BYTES, "g": _GRAMS}
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -44,7 +45,7 @@ def perplexity(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A value in `s`, `J` or `B` with three significant digits and a fitting prefix, e.g. `12.3 ms`."""
+    """A value in `s`, `J`, `B` or `g` with three significant digits and a fitting prefix, e.g. `12.3 ms`."""
     if value is None:
         return NONE
     scale = [step for step in _SCALES.get(unit, ((0.0, 1.0, unit),)) if abs(value) >= step[0]]
@@ -65,6 +66,22 @@ def joules(value: float | None) -> str:
 def size(value: float | None) -> str:
     """A number of bytes in decimal prefixes, e.g. `498 MB`."""
     return f"{int(value)} B" if value is not None and abs(value) < 1e3 else quantity(value, "B")
+
+
+def grams(value: float | None) -> str:
+    """A mass in grams, e.g. `53.7 mg`."""
+    return quantity(value, "g")
+
+
+def tokens(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A number of tokens with its interval, e.g. `41,200 tokens [38,000, 45,100]`; without a bound, `-`."""
+    if value is None:
+        return NONE
+    bounds = [
+        NONE if bound is None or not math.isfinite(bound) else _thousands(bound) for bound in (low, high)
+    ]
+    bracket = "" if bounds == [NONE, NONE] else f" [{', '.join(bounds)}]"
+    return f"{_thousands(value)} tokens{bracket}"
 
 
 def reading(value: Reading) -> str:
@@ -179,6 +196,14 @@ def _decimals(value: float, limit: float | None = None) -> int:
     while decimals < 6 and round(value, decimals) == round(limit, decimals):
         decimals += 1
     return decimals
+
+
+def _thousands(value: float) -> str:
+    """Three significant digits, whole from one on and with thousands apart, e.g. `41,200`."""
+    text = significant(value)
+    if not math.isfinite(value) or abs(value) >= 1e12:
+        return text
+    return f"{float(text):,.0f}" if abs(value) >= 1 else text
 
 
 def _fixed(value: float, decimals: int, *, signed: bool = False) -> str:

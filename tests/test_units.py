@@ -128,6 +128,32 @@ def test_size(value: float | None, text: str) -> None:
     assert units.size(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5.37e-5, "53.7 µg"), (0.0537, "53.7 mg"), (1.5, "1.50 g"), (1500.0, "1.50 kg"), (None, "-")],
+)
+def test_grams(value: float | None, text: str) -> None:
+    """A mass has three significant digits and a fitting unit."""
+    assert units.grams(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (41_234.0, 38_049.0, 45_060.0, "41,200 tokens [38,000, 45,100]"),
+        (1_234_567.0, None, None, "1,230,000 tokens"),
+        (12.34, 11.0, INF, "12 tokens [11, -]"),
+        (0.5, None, None, "0.500 tokens"),
+        (3e15, None, None, "3.00e+15 tokens"),
+        (INF, INF, INF, "inf tokens"),
+        (None, 1.0, 2.0, "-"),
+    ],
+)
+def test_tokens(value: float | None, low: float | None, high: float | None, text: str) -> None:
+    """A number of tokens has three significant digits and its thousands apart."""
+    assert units.tokens(value, low, high) == text
+
+
 def test_perplexity() -> None:
     """A perplexity has three significant digits."""
     assert [units.perplexity(v) for v in (35.56, 6.0, INF, None)] == ["35.6", "6.00", "inf", "-"]
@@ -148,7 +174,8 @@ def test_every_number_has_a_text(value: float, low: float | None, high: float | 
     assert units.change(value, low, high, limit=0.03)
     assert units.percent(value)
     assert units.quantity(value, "s")
-    assert units.quantity(value, "tokens")
+    assert units.quantity(value, "g")
+    assert units.tokens(value, low, high)
 
 
 @given(finite, st.integers(1, 9))
