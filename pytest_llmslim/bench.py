@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 from pytest_llmslim import gate
 from pytest_llmslim.errors import MeasurementError
@@ -23,13 +26,11 @@ from pytest_llmslim.records import (
     unmeasured,
 )
 from pytest_llmslim.score import opt_estimate
-from pytest_llmslim.statistics import block_estimate, window_estimate
+from pytest_llmslim.statistics import block_estimate, mean_interval, window_estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
-
-    import torch
 
     from pytest_llmslim.collection import Case
     from pytest_llmslim.evals.text import Passage
@@ -102,37 +103,68 @@ class Bench:
                 f"{name} was measured twice in {self._test}; give the second one another label=."
             )
         subject = f"{name} on {self._case.label}"
-        measured = self._run(made, subject)
-        record = self._judged(
-            self._record(made, measured, Key(self._suite, self._test, self._case.label, name), subject)
-        )
+        key = Key(self._suite, self._test, self._case.label, name)
+        level = self._session.family.level()
+
+        def judged(measured: Measured) -> Record:
+            return self._judged(self._record(made, measured, key, subject), level)
+
+        measured = self._run(made, subject, lambda measured: self._undecided(judged(measured)))
+        self._session.check_reference(self._case.model, subject)
+        record = judged(measured)
+        self._close(record)
         self.records.append(record)
-        if self._show and len(self.records) == 1:
+        if self._show and len(self.records) == 1 and measured.candidate.wall_ns:
             self._show(record, [ns / 1e9 for ns in measured.candidate.wall_ns])
         return record
 
-    def _run(self, made: Candidate, subject: str) -> Measured:
+    def _run(
+        self, made: Candidate, subject: str, undecided: Callable[[Measured], Collection[str]]
+    ) -> Measured:
         session, settings = self._session, self._session.settings
-        plan = Plan(settings.rounds, settings.seed, session.device)
+        timed = session.workers == 1 and made.integrity.status != "simulated"
+        plan = Plan(settings.rounds, settings.seed, session.device, settings.max_rounds, timed)
         progress = session.progress(subject) if session.progress else None
-        return Duet(
-            self.reference.module, made.module, self.text, plan, session.meter, subject, progress
-        ).run()
+        reference, text = self.reference.module, self.text
+        torch.set_num_threads(settings.threads)  # a candidate's code may have changed it
+        duet = Duet(reference, made.module, text, plan, session.meter, subject, progress)
+        return duet.run(undecided)
 
-    def _judged(self, record: Record) -> Record:
-        settings = self._session.settings
+    def _undecided(self, record: Record) -> frozenset[str]:
+        """The axes that need more blocks: of undecided gates, or for a baseline that is worth storing."""
+        axes = gate.undecided_axes(record.verdicts)
+        if not self._session.settings.update:
+            return axes
+        stored = ("time", "energy") if self._session.energy_gated else ("time",)
+        limit = self._session.settings.regression
+        return axes | {axis for axis in stored if _coarse(getattr(record, axis), limit)}
+
+    def _judged(self, record: Record, level: float) -> Record:
+        session, settings = self._session, self._session.settings
+        alpha = level / record.sampling.planned
         # A run that writes the baseline is not judged by the old one.
-        stored = None if settings.update else self._session.store.get(record.key)
+        stored = None if settings.update else session.store.get(record.key)
+        missed = settings.require_baseline or (settings.strict and session.store.knows(record.key.model))
         verdicts = gate.decide(
             record,
             self._thresholds,
             stored,
+            anchor=None if settings.update else session.store.anchor(record.key),
             gate_estimated=settings.gate_estimated,
-            require_baseline=settings.require_baseline and not settings.update,
+            require_baseline=missed and not settings.update,
+            alpha=alpha,
+            limits=settings.limits(),
         )
         if settings.update:
             verdicts = tuple(verdict for verdict in verdicts if verdict.outcome != "new")
-        return replace(record, verdicts=verdicts)
+        return replace(record, verdicts=verdicts, sampling=replace(record.sampling, level=alpha))
+
+    def _close(self, record: Record) -> None:
+        """Tell the family of gates how this record's noisy ones ended."""
+        outcomes = [verdict.outcome for verdict in record.verdicts if verdict.axis in gate.NOISY]
+        self._session.family.close(
+            decided=sum(outcome != "not comparable" for outcome in outcomes), failed=outcomes.count("failed")
+        )
 
     def _record(self, made: Candidate, measured: Measured, key: Key, subject: str) -> Record:
         session, passage = self._session, self.text
@@ -153,7 +185,7 @@ class Bench:
             reference=reference,
             candidate=candidate,
             perplexity=quality,
-            divergence=Divergence(measured.mean_kl, measured.top1),
+            divergence=_divergence(measured),
             time=costs.time,
             wall=costs.wall,
             energy=costs.energy,
@@ -165,12 +197,15 @@ class Bench:
             opt=opt_estimate(quality, costs.time, costs.energy, session.settings.profile),
             fingerprint=session.fingerprint(),
             samples=_samples(measured, costs),
+            sampling=measured.sampling,
+            metering=session.meter.metering(),
+            carbon=session.carbon,
             notes=(*passage.notes, *measured.notes),
         )
 
 
 def _side(module: torch.nn.Module, digest: str, tally: Tally, passage: Passage, clock: str) -> Side:
-    times = tally.device_ns or tally.cpu_ns
+    times = tally.device_ns if clock == "cuda events" else tally.cpu_ns
     good = [reading for reading in tally.energy if reading.value is not None]
     words, size = passage.words, passage.scored_bytes
     return Side(
@@ -189,6 +224,8 @@ def _side(module: torch.nn.Module, digest: str, tally: Tally, passage: Passage, 
 
 def _seconds(nanoseconds: list[int], source: str) -> Reading:
     """Median seconds of a forward pass."""
+    if not nanoseconds:
+        return unmeasured("s", source, "only quality was measured")
     return Reading(max(_median(nanoseconds), 1) / 1e9, "s", source, "measured", 1e-9)
 
 
@@ -197,6 +234,20 @@ def _middle(readings: list[Reading]) -> Reading:
     first = readings[0]
     middle = _median([reading.value for reading in readings if reading.value is not None])
     return Reading(middle, first.unit, first.source, first.method, first.resolution)
+
+
+def _divergence(measured: Measured) -> Divergence:
+    low, high = (None, None)
+    if len(measured.kl) > 1:
+        _, low, high, _ = mean_interval(measured.kl, measured.window_tokens)
+    return Divergence(measured.mean_kl, measured.top1, low, high)
+
+
+def _coarse(estimate: Estimate, limit: float) -> bool:
+    """Whether an interval is too wide to be compared with: its half is more than a regression's size."""
+    if not estimate.low or estimate.high is None:
+        return estimate.known
+    return math.log(estimate.high / estimate.low) / 2 > math.log1p(limit)
 
 
 def _median(values: list[int] | list[float]) -> float:
@@ -220,9 +271,7 @@ def _costs(measured: Measured, reference: Side, candidate: Side, made: Candidate
     ratio = candidate.stored_bytes / reference.stored_bytes
     size = Estimate(ratio, ratio, ratio, 1, "measured", "storage")
     if workers > 1:
-        none = no_estimate(
-            f"timed while {workers} workers shared the machine; run without -n to measure cost"
-        )
+        none = no_estimate(f"cost is not measured while {workers} workers share the machine; run without -n")
         return Costs(none, none, none, size)
     time = block_estimate(measured.time, "measured", measured.clock)
     wall = block_estimate(measured.wall, "measured", "perf_counter")
@@ -240,4 +289,5 @@ def _samples(measured: Measured, costs: Costs) -> Samples:
         measured.energy if costs.energy.known else (),
         measured.nll_difference,
         measured.window_tokens,
+        measured.kl,
     )

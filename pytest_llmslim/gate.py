@@ -144,7 +144,7 @@ def decide(
 
 def undecided_axes(verdicts: Iterable[Verdict]) -> frozenset[str]:
     """The noisy axes on which more blocks may bring a decision."""
-    return frozenset(v.axis for v in verdicts if v.axis in NOISY and v.outcome == "inconclusive")
+    return frozenset(verdict.axis for verdict in verdicts if verdict.more)
 
 
 def noisy_gates(thresholds: Thresholds, stored: int, *, energy: bool, opt: bool) -> int:
@@ -236,11 +236,13 @@ def _cost_threshold(case: Case, axis: Axis, limit: float) -> Verdict | None:
         return None
     text = f"{axis} is {_against_reference(axis, now, limit)}{judging.mark(case.record, axis)}"
     text += f", limit {_limit_text(axis, limit)}"
+    more = False
     if outcome == "inconclusive":
-        text += f": undecided. {judging.undecided(case, axis, now, edges)}"
+        advice, more = judging.undecided(case, axis, now, edges)
+        text += f": undecided. {advice}"
     else:
         text += f". Take a cheaper recipe, or raise {name}." if outcome == "failed" else "."
-    return case.verdict(axis, outcome, text)
+    return case.verdict(axis, outcome, text, more=more)
 
 
 def _against_reference(axis: Axis, now: Interval, limit: float) -> str:

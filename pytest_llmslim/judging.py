@@ -46,9 +46,11 @@ class Case:
     alpha: float
     limits: Limits
 
-    def verdict(self, axis: Axis, outcome: Outcome, text: str, against: Against = "threshold") -> Verdict:
+    def verdict(
+        self, axis: Axis, outcome: Outcome, text: str, against: Against = "threshold", *, more: bool = False
+    ) -> Verdict:
         """A verdict whose sentence starts with the candidate's name."""
-        return Verdict(axis, outcome, f"{self.record.label}: {text}", against)
+        return Verdict(axis, outcome, f"{self.record.label}: {text}", against, more)
 
 
 def bounds(case: Case, axis: Axis) -> Interval:
@@ -93,17 +95,18 @@ def judge(case: Case, now: Interval, edges: Edges) -> Outcome:
     return "inconclusive" if over(now.high, edges.pass_below) else "passed"
 
 
-def undecided(case: Case, axis: Axis, now: Interval, edges: Edges) -> str:
-    """What is excluded so far, and how many blocks would settle it."""
+def undecided(case: Case, axis: Axis, now: Interval, edges: Edges) -> tuple[str, bool]:
+    """What is excluded so far and what would settle it, as a sentence; and whether that is more blocks."""
     if over(now.low, edges.fail_above):  # so layout alone keeps it from being failed
         return (
             f"The models are too large to be moved in memory, and layout alone can make "
             f"{units.percent_limit(LAYOUT)}; run it again in another process, or with more memory."
-        )
+        ), False
     share = _share(case, axis)
     least = [minimum_blocks(alpha * share) for alpha in (case.alpha, case.limits.pass_alpha)]
     if now.n < min(least):
-        return f"{now.n} blocks can decide nothing; it takes at least {max(least)} ({_option(case, max(least))})."
+        most = max(least)
+        return f"{now.n} blocks can decide nothing; it takes at least {most} ({_option(case, most)}).", True
     needed = needed_samples(
         now,
         fail_above=edges.fail_above,
@@ -119,7 +122,7 @@ def undecided(case: Case, axis: Axis, now: Interval, edges: Edges) -> str:
     excluded = (
         f"Above {units.ratio(now.high)} is excluded" if math.isfinite(now.high) else "Nothing is excluded"
     )
-    return f"{excluded}; {remedy}."
+    return f"{excluded}; {remedy}.", needed is not None
 
 
 def _option(case: Case, blocks: int) -> str:

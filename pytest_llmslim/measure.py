@@ -2,8 +2,9 @@
 
 The design is that of duet and randomised-block benchmarking: a block starts with both models moved to freshly
 allocated memory (layout alone makes two equal copies differ by up to 5 % for a whole process), then adjacent
-pairs in balanced random order, each run after an untimed one so that both find equally warm caches. Every pair
-scores another window with both models, so the same forward passes give perplexity, divergence, time and memory.
+pairs in balanced random order, each run after an untimed one so that both find equally warm caches. A pair that
+was disturbed from outside is measured again. Every pair scores another window with both models, so the same
+forward passes give perplexity, divergence, time and memory. Blocks are added until the gates are decided.
 """
 
 from __future__ import annotations
@@ -13,32 +14,35 @@ import gc
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
-from pytest_llmslim.errors import MeasurementError
-from pytest_llmslim.evals.divergence import divergence
-from pytest_llmslim.evals.perplexity import token_nll
+from pytest_llmslim.errors import MeasurementError, SlimError
 from pytest_llmslim.meters.clock import Stopwatch, Ticks
+from pytest_llmslim.meters.disturbance import Watch
 from pytest_llmslim.meters.memory import PeakMemory
 from pytest_llmslim.models.storage import reallocate, stored_bytes
-from pytest_llmslim.records import Method, Reading, unmeasured
+from pytest_llmslim.pairs import Measured, Scores, Tally, energy_pairs, log_ratios, names_of
+from pytest_llmslim.records import Reading, Sampling
+from pytest_llmslim.sequential import LOOKS, looks_up_to
+from pytest_llmslim.statistics import block_medians
 
 if TYPE_CHECKING:
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.meters import Meter
 
-QUICK_ROUNDS, QUICK_PAIRS = 80, 4
-"""Twenty blocks of four pairs: on recorded noise a true +20 % fails in 99 %, +10 % in 91 %, equal models in none."""
-SLOW_ROUNDS, SLOW_PAIRS = 16, 2
-"""Eight blocks of two pairs, where a forward pass takes longer than `SLOW_RUN_S`."""
+__all__ = ["Duet", "Measured", "Plan", "Progress", "Tally", "Undecided", "free_bytes"]
+
+QUICK_PAIRS, SLOW_PAIRS = 4, 2
+"""Pairs in a block; two where a forward pass takes longer than `SLOW_RUN_S`."""
 SLOW_RUN_S = 0.5
-ENERGY_WINDOWS = 8
-"""Pairs of energy windows: the fewest with which an opt that also rests on time can be decided at 1 %."""
+REPLACED = 1
+"""Pairs of a block that are measured again when disturbed: more would only wait on a machine that stays busy."""
 CACHE_BYTES = 64 * 2**20
 """Weights above this size do not stay in a cache between runs, so a short untimed run warms as well as a long one."""
 WARM_TOKENS = 16
@@ -50,52 +54,33 @@ TOO_LARGE = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure. `rounds` is `None` to choose by the length of a forward pass."""
+    """How to measure.
+
+    Args:
+        rounds: exactly so many pairs, rounded up to whole blocks; `None`: blocks until the gates are decided.
+        seed: of the order of pairs and of the memory layout.
+        device: torch device.
+        max_rounds: the most pairs of a sequential measurement; `None`: 40 blocks.
+        timed: whether cost is measured at all; quality needs one pass of both models over the text.
+    """
 
     rounds: int | None
     seed: int
     device: str
+    max_rounds: int | None = None
+    timed: bool = True
 
-
-@dataclass
-class Tally:
-    """One model's sums while measuring; times in nanoseconds a forward pass, energy in joules a forward pass."""
-
-    nll: float = 0.0
-    cpu_ns: list[int] = field(default_factory=list)
-    wall_ns: list[int] = field(default_factory=list)
-    device_ns: list[int] = field(default_factory=list)
-    energy: list[Reading] = field(default_factory=list)
-    peak_memory: Reading = field(default_factory=lambda: unmeasured("B", "none", "nothing was run"))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a measurement gave: per model its tally, and the paired values.
-
-    `time`, `wall` and `energy` are log(candidate / reference), one value a block (energy: one a window pair);
-    `time` is CUDA time on a GPU and process CPU time elsewhere. `nll_difference` is in nats a token, per window.
-    """
-
-    reference: Tally
-    candidate: Tally
-    time: tuple[float, ...]
-    wall: tuple[float, ...]
-    energy: tuple[float, ...]
-    energy_method: Method
-    energy_reason: str
-    clock: str
-    nll_difference: tuple[float, ...]
-    window_tokens: tuple[int, ...]
-    mean_kl: float
-    top1: float
-    pairs: int
-    busy: float
-    notes: tuple[str, ...] = ()
+    def looks(self, per_block: int) -> tuple[int, ...]:
+        """Numbers of blocks at which a decision is tried."""
+        if self.rounds is not None:
+            return (math.ceil(self.rounds / per_block),)
+        return looks_up_to(LOOKS[-1] if self.max_rounds is None else math.ceil(self.max_rounds / per_block))
 
 
 Progress = Callable[[int, int, float], None]
-"""Called after each pair with pairs done, pairs in all, and the log perplexity ratio so far."""
+"""Called after each pair with pairs done, pairs up to the next look, and the log perplexity ratio so far."""
+Undecided = Callable[[Measured], Collection[str]]
+"""Asked at each look; gives the axes that need more blocks."""
 
 
 class Duet:
@@ -126,6 +111,7 @@ class Duet:
         self.progress = progress
         self.random = random.Random(plan.seed)
         self.tallies = (Tally(), Tally())
+        self.scores = Scores(passage.scored_from, label, self.tallies)
         sizes = [stored_bytes(model) for model in self.models]
         self.movable = max(sizes) < free_bytes(plan.device)
         self.big = [size > CACHE_BYTES for size in sizes]
@@ -133,42 +119,64 @@ class Duet:
         # A shorter last window is scored, and not timed: its share of overhead is another.
         longest = max(window.shape[1] for window in self.windows)
         self.timed = [i for i, window in enumerate(self.windows) if window.shape[1] == longest]
-        self.differences: list[float] = []
-        self.tokens: list[int] = []
-        self.kl, self.same = 0.0, 0
+        self.per_block = QUICK_PAIRS
+        self.looks: list[int] = []
+        self.pairs = self.replaced = self.disturbed = 0
+        self.disturbances: Counter[str] = Counter()
         self.forward_ns = 0
         self.whole_runs = False
 
-    def run(self) -> Measured:
-        """Measure.
+    def run(self, undecided: Undecided | None = None) -> Measured:
+        """Measure, up to the first look at which nothing is undecided.
+
+        Args:
+            undecided: asked at each look; `None`: one look is enough.
 
         Raises:
             MeasurementError: a model crashes, returns NaN, or logits of another shape than the reference's.
         """
-        with torch.inference_mode():
-            return self._run()
+        self.watch = Watch(self.plan.device)
+        try:
+            with torch.inference_mode():
+                return self._run(undecided or (lambda measured: ()))
+        finally:
+            self.watch.close()
 
-    def _run(self) -> Measured:
-        whole = Stopwatch("cpu")
+    def _run(self, undecided: Undecided) -> Measured:
         shortest, longest = self._first_runs()
-        slow = longest > SLOW_RUN_S
+        if not self.plan.timed:
+            self._score_rest()
+            return self._result(1, 1)
+        self.per_block = min(
+            SLOW_PAIRS if longest > SLOW_RUN_S else QUICK_PAIRS, self.plan.rounds or QUICK_PAIRS
+        )
         # With a margin, since later runs are quicker than the first.
         self.whole_runs = self.meter.method != "unmeasured" and shortest > 1.5 * self.meter.min_window_s
-        per_block = SLOW_PAIRS if slow else QUICK_PAIRS
-        rounds = self.plan.rounds or (SLOW_ROUNDS if slow else QUICK_ROUNDS)
-        pairs = max(rounds, len(self.timed))
-        blocks = [range(i, min(i + per_block, pairs)) for i in range(0, pairs, per_block)]
-        self.forward_ns = 0
-        whole.start()
-        with _frozen_heap():
-            for block in blocks:
-                with self._fresh_block():
-                    for pair, order in zip(block, self._orders(len(block)), strict=True):
-                        self._pair(pair, order)
-                        self._report(pair + 1, pairs)
-            self._score_rest()
-            self._energy_series()
-        return self._result(blocks, whole.stop().wall_ns)
+        looks = self.plan.looks(self.per_block)
+        whole = Stopwatch("cpu")
+        whole_ns = self.forward_ns = 0
+        wanted: Collection[str] = ("time", "energy")
+        for look in looks:
+            whole.start()
+            with _frozen_heap():
+                self._extend(look, wanted)
+            whole_ns += whole.stop().wall_ns
+            self.looks.append(look)
+            measured = self._result(whole_ns, len(looks))
+            wanted = undecided(measured)
+            if not wanted:
+                break
+        self._report(self.pairs, last=True)
+        return measured
+
+    def _extend(self, look: int, wanted: Collection[str]) -> None:
+        """More blocks for the clocks, and more windows for the meter, as what is undecided rests on them."""
+        if self.whole_runs or not {"time", "wall", "opt"}.isdisjoint(wanted):
+            while self.pairs < look * self.per_block:
+                self._block(look)
+        self._score_rest()
+        if not {"energy", "opt"}.isdisjoint(wanted):
+            self._energy_series(look)
 
     def _first_runs(self) -> tuple[float, float]:
         """Seconds of the quicker and the slower model's forward pass.
@@ -204,9 +212,25 @@ class Duet:
         self.random.shuffle(orders)
         return orders[:count]
 
-    def _pair(self, pair: int, order: tuple[int, int]) -> None:
-        index = self.timed[pair % len(self.timed)]
+    def _block(self, look: int) -> None:
+        """Pairs on one layout of memory; a disturbed one is measured again, as often as `REPLACED` allows."""
+        spare = REPLACED
+        with self._fresh_block():
+            for order in self._orders(self.per_block):
+                disturbed = self._pair(order)
+                if disturbed and spare:
+                    spare -= 1
+                    self.replaced += 1
+                    self._drop_pair()
+                    disturbed = self._pair(order)
+                self.disturbed += bool(disturbed)
+                self._report(look * self.per_block)
+
+    def _pair(self, order: tuple[int, int]) -> bool:
+        """One timed run of each model on the next window; whether something from outside disturbed them."""
+        index = self.timed[self.pairs % len(self.timed)]
         logits: list[Any] = [None, None]
+        self.watch.begin()
         for side in order:
             self._warm(side, index)
             if self.whole_runs:
@@ -214,14 +238,28 @@ class Duet:
             logits[side], ticks = self._timed(side, self.windows[index])
             if self.whole_runs:
                 self.tallies[side].energy.append(self.meter.stop())
-            self._note(side, ticks)
-        if pair < len(self.timed):
-            self._score(index, *logits)
+            self.watch.lap(ticks)
+            self.tallies[side].add(ticks)
+        seen = self.watch.end()
+        self.disturbances.update(seen)
+        self.pairs += 1
+        if index not in self.scores:
+            self.scores.add(index, self.windows[index], *logits)
+        return bool(seen)
+
+    def _drop_pair(self) -> None:
+        self.pairs -= 1
+        for tally in self.tallies:
+            tally.drop()
+            if self.whole_runs:
+                tally.energy.pop()
 
     def _score_rest(self) -> None:
         """Quality on the windows that are not timed."""
-        for index in set(range(len(self.windows))) - set(self.timed):
-            self._score(index, *(self._forward(side, self.windows[index]) for side in (0, 1)))
+        for index in range(len(self.windows)):
+            if index not in self.scores:
+                logits = [self._forward(side, self.windows[index]) for side in (0, 1)]
+                self.scores.add(index, self.windows[index], *logits)
 
     def _warm(self, side: int, index: int) -> None:
         """One untimed run, since caches hold the other model's weights and activations."""
@@ -239,58 +277,25 @@ class Duet:
     def _forward(self, side: int, window: torch.Tensor) -> torch.Tensor:
         try:
             return self.models[side](input_ids=window, use_cache=False).logits
-        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        except SlimError:
+            raise
+        except Exception as error:  # a candidate is anybody's code
             raise MeasurementError(
-                f"{self._name(side)} failed in a forward pass ({type(error).__name__}: {error}); "
+                f"{names_of(self.label)[side]} failed in a forward pass ({type(error).__name__}: {error}); "
                 f"run the model by itself to see where."
             ) from error
 
-    def _name(self, side: int) -> str:
-        return f"The reference of {self.label}" if side == 0 else self.label
-
-    def _note(self, side: int, ticks: Ticks) -> None:
-        tally = self.tallies[side]
-        tally.cpu_ns.append(ticks.cpu_ns)
-        tally.wall_ns.append(ticks.wall_ns)
-        if ticks.device_ns is not None:
-            tally.device_ns.append(ticks.device_ns)
-
-    def _score(self, index: int, reference: torch.Tensor, candidate: torch.Tensor) -> None:
-        """Quality of both models on one window, from the logits of its timed runs."""
-        if reference.shape != candidate.shape:
-            raise MeasurementError(
-                f"{self.label} returns logits of shape {tuple(candidate.shape)}, "
-                f"the reference {tuple(reference.shape)}; a candidate keeps the reference's vocabulary."
-            )
-        window, first = self.windows[index], self.passage.scored_from[index]
-        nll = [token_nll(logits, window, first) for logits in (reference, candidate)]
-        for side in (0, 1):
-            total = float(nll[side].sum())
-            if not math.isfinite(total):
-                raise MeasurementError(
-                    f"{self._name(side)} gives no finite probabilities on window {index} "
-                    f"(NaN or inf in the logits); check the weights, or another --llm-dtype."
-                )
-            self.tallies[side].nll += total
-        count = len(nll[0])
-        self.differences.append(float((nll[1] - nll[0]).sum()) / count)
-        self.tokens.append(count)
-        kl, same = divergence(reference, candidate, first)
-        self.kl += kl
-        self.same += same
-
-    def _report(self, done: int, pairs: int) -> None:
-        if self.progress:
-            weighted = sum(d * n for d, n in zip(self.differences, self.tokens, strict=True))
-            self.progress(done, pairs, weighted / sum(self.tokens))
+    def _report(self, planned: int, *, last: bool = False) -> None:
+        if self.progress and (last or self.pairs < planned):
+            self.progress(self.pairs, planned, self.scores.log_ratio)
 
     # Energy -----------------------------------------------------------------------------------------------
 
-    def _energy_series(self) -> None:
-        """Windows of many runs, for a meter that cannot resolve one."""
+    def _energy_series(self, look: int) -> None:
+        """Windows of many runs, for a meter that cannot resolve one; as many pairs as there are blocks."""
         if self.meter.method == "unmeasured" or self.whole_runs:
             return
-        for order in self._orders(ENERGY_WINDOWS):
+        for order in self._orders(look - len(self.tallies[0].energy)):
             with self._fresh_block():
                 for side in order:
                     self._warm(side, self.timed[0])
@@ -311,27 +316,44 @@ class Duet:
 
     # Result -----------------------------------------------------------------------------------------------
 
-    def _result(self, blocks: list[range], whole_ns: int) -> Measured:
+    def _result(self, whole_ns: int, planned: int) -> Measured:
         reference, candidate = self.tallies
-        on_device = bool(reference.device_ns)
-        times = [t.device_ns if on_device else t.cpu_ns for t in self.tallies]
-        pairs, method, reason = energy_pairs(reference.energy, candidate.energy)
+        on_device = self.plan.device.startswith("cuda")
+        times = [tally.device_ns if on_device else tally.cpu_ns for tally in self.tallies]
+        energy, method, reason = energy_pairs(reference.energy, candidate.energy)
+        if self.whole_runs and len(energy) == self.pairs:
+            energy = block_medians(energy, self.per_block)
         return Measured(
             reference=reference,
             candidate=candidate,
-            time=block_values(times[0], times[1], blocks),
-            wall=block_values(reference.wall_ns, candidate.wall_ns, blocks),
-            energy=pairs,
+            time=block_medians(log_ratios(times[0], times[1]), self.per_block),
+            wall=block_medians(log_ratios(reference.wall_ns, candidate.wall_ns), self.per_block),
+            energy=energy,
             energy_method=method,
             energy_reason=reason or self.meter.description,
             clock="cuda events" if on_device else "process cpu time",
-            nll_difference=tuple(self.differences),
-            window_tokens=tuple(self.tokens),
-            mean_kl=self.kl / sum(self.tokens),
-            top1=self.same / sum(self.tokens),
-            pairs=len(reference.wall_ns),
+            nll_difference=self.scores.nll_difference,
+            window_tokens=self.scores.tokens,
+            kl=self.scores.kl,
+            top1=self.scores.top1,
+            pairs=self.pairs,
             busy=self.forward_ns / whole_ns,
+            sampling=self._sampling(planned, on_device),
             notes=() if self.movable else (TOO_LARGE.format(self.label),),
+        )
+
+    def _sampling(self, planned: int, on_device: bool) -> Sampling:
+        reference = self.tallies[0]
+        off = [wall / max(cpu, 1) for wall, cpu in zip(reference.wall_ns, reference.cpu_ns, strict=True)]
+        return Sampling(
+            per_block=self.per_block if self.pairs else 0,
+            looks=tuple(self.looks),
+            planned=planned,
+            replaced=self.replaced,
+            disturbed=self.disturbed,
+            disturbances=tuple(f"{name} {count}" for name, count in sorted(self.disturbances.items())),
+            movable=self.movable,
+            wall_over_cpu=None if on_device or not off else statistics.median(off),
         )
 
 
@@ -350,28 +372,3 @@ def free_bytes(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
-
-
-def block_values(reference: list[int], candidate: list[int], blocks: list[range]) -> tuple[float, ...]:
-    """The median of log(candidate / reference) over the pairs of each block."""
-    logs = [math.log(max(c, 1) / max(r, 1)) for r, c in zip(reference, candidate, strict=True)]
-    return tuple(statistics.median(logs[i] for i in block) for block in blocks)
-
-
-def energy_pairs(reference: list[Reading], candidate: list[Reading]) -> tuple[tuple[float, ...], Method, str]:
-    """log(candidate / reference) of adjacent energy windows, how they were had, or why not.
-
-    Readings of different methods or sources never meet: then, and when any reading failed in more than half
-    of the pairs, the whole is unmeasured.
-    """
-    if not reference:
-        return (), "unmeasured", ""
-    good = [(r, c) for r, c in zip(reference, candidate, strict=True) if r.value and c.value]
-    failed = [reading for reading in (*reference, *candidate) if reading.value is None]
-    if len(good) * 2 < len(reference):
-        return (), "unmeasured", failed[0].reason
-    kinds = {(reading.method, reading.source) for pair in good for reading in pair}
-    if len(kinds) != 1:
-        return (), "unmeasured", "the energy source changed during the measurement"
-    logs = tuple(math.log(c.value / r.value) for r, c in good if r.value and c.value)
-    return logs, kinds.pop()[0], ""

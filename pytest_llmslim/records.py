@@ -263,12 +263,16 @@ class Carbon:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One decision of the gate on one axis, with its sentence (subject, rule, got, next step)."""
+    """One decision of the gate on one axis, with its sentence (subject, rule, got, next step).
+
+    `more`: it is inconclusive, and more blocks of the same measurement may decide it.
+    """
 
     axis: Axis
     outcome: Outcome
     sentence: str
     against: Against = "threshold"
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,17 +98,19 @@ def _cost(case: Case, axis: Axis, then: Interval, against: Against) -> Verdict |
     change = units.change(_relative(now, then), limit=limits.limit)
     text = f"{name} {units.ratio(*now[:3])}{judging.mark(case.record, axis)} was {units.ratio(*then[:3])} "
     text += f"in the {against}: {change}, limit {units.percent_limit(limits.limit)}"
+    more = False
     if outcome == "failed":
         text += f". {_ACCEPT[against]}"
     elif outcome == "inconclusive":
-        known = then.low and math.isfinite(then.high)
-        short = f"The stored run has too few blocks; write it anew with {_ANEW[against]}."
-        text += f", undecided. {judging.undecided(case, axis, now, edges) if known else short}"
+        advice = f"The stored run has too few blocks; write it anew with {_ANEW[against]}."
+        if then.low and math.isfinite(then.high):
+            advice, more = judging.undecided(case, axis, now, edges)
+        text += f", undecided. {advice}"
     elif judging.over(then.low, now.high) and against == "baseline":
         text += f". {_BETTER}"
     else:
         text += f"; more than {units.percent_limit(limits.resolve)} is excluded."
-    return case.verdict(axis, outcome, text, against)
+    return case.verdict(axis, outcome, text, against, more=more)
 
 
 def _relative(now: Interval, then: Interval) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_llmslim import gate
 from pytest_llmslim.baselines import Store
 from pytest_llmslim.collection import Case, model_label
 from pytest_llmslim.embedded.grammar import DOCUMENT_TOKENS
@@ -22,15 +23,20 @@ from pytest_llmslim.evals import text as texts
 from pytest_llmslim.fingerprint import machine_fingerprint
 from pytest_llmslim.integrity import check
 from pytest_llmslim.meters.clock import Stopwatch
+from pytest_llmslim.meters.intensity import intensity
 from pytest_llmslim.meters.ladder import choose_energy_meter
+from pytest_llmslim.meters.net import subtract_idle
 from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.methods import Context
 from pytest_llmslim.models.loading import LoadedModel, load_model
 from pytest_llmslim.models.storage import copy_model, weights_hash
 from pytest_llmslim.recipe import instantiate
-from pytest_llmslim.records import Build, Integrity, Reading
+from pytest_llmslim.records import Build, Carbon, Integrity, Key, Reading
+from pytest_llmslim.sequential import Family
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.measure import Progress
     from pytest_llmslim.meters import Meter
@@ -55,11 +61,26 @@ class Candidate:
 
 
 class Session:
-    """Everything that tests of one run share."""
+    """Everything that tests of one run share.
 
-    def __init__(self, settings: Settings, workers: int = 1) -> None:
+    Args:
+        settings: of the run.
+        workers: processes that share the machine.
+        foreseen: key and thresholds of every test that will run; the key's recipe is empty where a test brings
+            its own candidate. Their noisy gates share one error.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        workers: int = 1,
+        foreseen: Sequence[tuple[Key, gate.Thresholds]] = (),
+    ) -> None:
         self.settings = settings
         self.workers = workers
+        self._foreseen = foreseen
+        self._family: Family | None = None
+        self._carbon: Carbon | None = None
         self.device = _device(settings.device)
         self.store = Store(settings.baseline)
         self.progress: Callable[[str], Progress] | None = None
@@ -73,12 +94,49 @@ class Session:
     def meter(self) -> Meter:
         """The best energy meter of this machine; opened at the first measurement."""
         if self._meter is None:
-            self._meter = (
-                choose_energy_meter(self.device)
-                if self.workers == 1
-                else NullMeter(f"{self.workers} workers share the machine")
-            )
+            self._meter = self._open_meter()
         return self._meter
+
+    def _open_meter(self) -> Meter:
+        if self.workers > 1:
+            return NullMeter(f"{self.workers} workers share the machine")
+        meter = choose_energy_meter(self.device)
+        return subtract_idle(meter) if self.settings.energy == "net" else meter
+
+    @property
+    def carbon(self) -> Carbon | None:
+        """Grams of CO2 a kWh of the country asked for; `None` where none was."""
+        if self._carbon is None and self.settings.country is not None:
+            self._carbon = intensity(self.settings.country)
+        return self._carbon
+
+    @property
+    def energy_gated(self) -> bool:
+        """Whether energy is held against limits and baselines in this run."""
+        return self.meter.method in ("measured", "sampled") or (
+            self.settings.gate_estimated and self.meter.method == "estimated"
+        )
+
+    @property
+    def family(self) -> Family:
+        """The noisy gates of this run, which share one error."""
+        if self._family is None:
+            energy = self.energy_gated
+            opt = energy or self.settings.profile.beta == 0
+            planned = sum(
+                gate.noisy_gates(thresholds, self._stored(key), energy=energy, opt=opt)
+                for key, thresholds in self._foreseen
+            )
+            self._family = Family(planned)
+        return self._family
+
+    def _stored(self, key: Key) -> int:
+        """With how many stored records a test is compared; at most two."""
+        if self.settings.update:
+            return 0
+        if not key.recipe:  # a candidate whose label is not known yet
+            return 2 * self.store.knows(key.model)
+        return (self.store.get(key) is not None) + (self.store.anchor(key) is not None)
 
     def fingerprint(self) -> dict[str, str]:
         """What makes timings of two machines comparable."""
@@ -108,6 +166,26 @@ class Session:
         """sha256 of the reference's weights."""
         self.reference(model)
         return self._reference_hash
+
+    def check_reference(self, model: str, subject: str) -> None:
+        """Look whether the reference still has the weights with which it was loaded.
+
+        Raises:
+            CompressionError: it has not; it is loaded anew for the next test.
+        """
+        if self._reference is None or weights_hash(self._reference.module) == self._reference_hash:
+            return
+        self.discard()
+        raise CompressionError(
+            f"{subject}: the reference's weights changed while the candidate was made or run, so nothing here can be "
+            f"compared; compress a copy (copy.deepcopy), or give llm.measure() a function, which gets one. "
+            f"{model_label(model)} is loaded anew for the next test."
+        )
+
+    def discard(self) -> None:
+        """Let all models go, for a state that cannot be trusted; the next test loads them anew."""
+        self._reference = self._candidate = self._passage = None
+        self._free()
 
     def passage(self, model: str) -> Passage:
         """The text for this model, cut by its tokenizer."""

@@ -11,11 +11,13 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from pytest_llmslim import measure
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.text import Passage
-from pytest_llmslim.measure import ENERGY_WINDOWS, Duet, Plan, block_values, energy_pairs
+from pytest_llmslim.measure import Duet, Plan
 from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.models.storage import copy_model
+from pytest_llmslim.pairs import energy_pairs, log_ratios
 from pytest_llmslim.records import Protocol, Reading, unmeasured
 
 WINDOWS = 6
@@ -48,7 +50,7 @@ def duet(passage):
     """Makes a duet of a tiny model and a changed copy, and the log of their forward passes."""
     torch.set_num_threads(1)
 
-    def make(spoil=None, meter=None, rounds=8, change=True, progress=None):
+    def make(spoil=None, meter=None, rounds=8, change=True, progress=None, **plan):
         log = []
         reference = tiny_model("gpt2")
         candidate = copy_model(reference)
@@ -60,7 +62,7 @@ def duet(passage):
         return Duet(
             *pair,
             passage,
-            Plan(rounds, 3, "cpu"),
+            Plan(rounds, 3, "cpu", **plan),
             meter or NullMeter("no meter here"),
             "int4 on tiny",
             progress,
@@ -130,18 +132,137 @@ def test_both_models_run_equally_often_and_garbage_collection_is_off(duet):
 
 
 def test_every_window_is_scored_even_with_few_rounds(duet):
-    """Rounds below the number of windows are raised to it: quality needs the whole text."""
-    measured = duet(rounds=2)[0].run()
-    assert measured.pairs == WINDOWS
+    """Windows beyond the pairs are run once by each model, untimed: quality needs the whole text."""
+    pair, log = duet(rounds=2)
+    measured = pair.run()
+    assert measured.pairs == 2
     assert len(measured.nll_difference) == WINDOWS
+    assert [name for name, _, _ in log[4 + 2 * 4 :]] == ["r", "c"] * (WINDOWS - 2)
 
 
 def test_more_rounds_than_windows_go_round_the_text_again(duet):
-    """Quality is taken once from each window."""
+    """Quality is taken once from each window; rounds are raised to whole blocks."""
     measured = duet(rounds=9)[0].run()
-    assert measured.pairs == 9
+    assert measured.pairs == 12
     assert len(measured.time) == len(measured.wall) == 3
     assert len(measured.nll_difference) == WINDOWS
+
+
+def test_quality_alone_is_one_pass_of_each_model(duet):
+    """Where no cost will be shown nothing is timed, moved or repeated, and quality is the same."""
+    timed = duet()[0].run()
+    pair, log = duet(timed=False)
+    measured = pair.run()
+    assert [name for name, _, _ in log[4:]] == ["r", "c"] * WINDOWS
+    assert (measured.time, measured.wall, measured.energy, measured.pairs) == ((), (), (), 0)
+    assert measured.sampling.per_block == 0
+    assert measured.nll_difference == pytest.approx(timed.nll_difference, abs=1e-12)
+
+
+# Looks ----------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_added_until_nothing_is_undecided(duet):
+    """Each look sees all blocks so far, whole text included, and the first that decides is the last."""
+    seen = []
+
+    def undecided(measured):
+        seen.append((len(measured.time), len(measured.nll_difference)))
+        return {"time"} if len(seen) < 3 else set()
+
+    measured = duet(rounds=None)[0].run(undecided)
+    assert seen == [(8, WINDOWS), (12, WINDOWS), (18, WINDOWS)]
+    assert measured.sampling.looks == (8, 12, 18)
+    assert measured.sampling.planned == 5
+    assert measured.pairs == 72
+
+
+def test_undecided_to_the_end_stops_at_the_most_rounds(duet):
+    """`--llm-max-rounds` is the last look; rounds that are fixed are the only one."""
+    assert duet(rounds=None, max_rounds=40)[0].run(lambda measured: {"time"}).sampling.looks == (8, 10)
+    assert duet(rounds=None, max_rounds=8)[0].run(lambda measured: {"time"}).sampling.looks == (2,)
+    assert duet(rounds=8)[0].run(lambda measured: {"time"}).sampling.looks == (2,)
+
+
+def test_without_anything_to_decide_one_look_is_enough(duet):
+    """Eight blocks."""
+    assert duet(rounds=None)[0].run().sampling.looks == (8,)
+
+
+def test_only_what_is_undecided_is_measured_further(duet):
+    """An open energy gate gets energy windows and no more pairs; an open time gate the other way round."""
+    for wanted, blocks, windows in (("energy", 8, 12), ("time", 12, 8), ("wall", 12, 8), ("opt", 12, 12)):
+        pair, log = duet(rounds=None, max_rounds=48)
+        pair.meter = CountingMeter(log, least=0.005)
+        measured = pair.run(lambda measured, wanted=wanted: {wanted})
+        assert (len(measured.time), len(measured.energy)) == (blocks, windows)
+
+
+# Disturbances ---------------------------------------------------------------------------------------------
+
+
+class FakeWatch:
+    """Says of each pair, in order, what disturbed it."""
+
+    def __init__(self, *seen):
+        self.seen, self.laps, self.closed = list(seen), 0, False
+
+    def __call__(self, device):
+        return self
+
+    def begin(self):
+        pass
+
+    def lap(self, ticks):
+        self.laps += 1
+
+    def end(self):
+        return self.seen.pop(0) if self.seen else ()
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_disturbed_pair_is_measured_again_and_counted(duet, monkeypatch):
+    """One of a block is replaced, another is kept; both are counted with their causes, and no block is short."""
+    steal, load = ("steal time",), ("other load", "steal time")
+    watch = FakeWatch((), steal, (), load, (), (), load, (), ())
+    monkeypatch.setattr(measure, "Watch", watch)
+    measured = duet(rounds=8)[0].run()
+    sampling = measured.sampling
+    # First block: the second pair is replaced, then the third (spare used) is kept; second block: one replaced.
+    assert (sampling.replaced, sampling.disturbed) == (2, 1)
+    assert sampling.disturbances == ("other load 2", "steal time 3")
+    assert measured.pairs == len(measured.reference.wall_ns) == len(measured.candidate.cpu_ns) == 8
+    assert len(measured.nll_difference) == WINDOWS
+    assert watch.laps == 2 * (8 + 2)
+    assert watch.closed
+
+
+def test_a_replaced_pair_takes_its_energy_along(duet, monkeypatch):
+    """Where each run is an energy window, times and joules stay in step."""
+    monkeypatch.setattr(measure, "Watch", FakeWatch(("other load",)))
+    pair, log = duet(rounds=8)
+    pair.meter = CountingMeter(log, least=1e-6)
+    measured = pair.run()
+    assert len(measured.reference.energy) == len(measured.reference.wall_ns) == 8
+    assert pair.meter.stops == 2 * 9
+
+
+def test_a_machine_that_is_always_busy_costs_a_quarter_more(duet, monkeypatch):
+    """Every pair disturbed: one of each block is replaced, the rest is kept and counted."""
+    monkeypatch.setattr(measure, "Watch", FakeWatch(*[("steal time",)] * 100))
+    sampling = duet(rounds=8)[0].run().sampling
+    assert (sampling.replaced, sampling.disturbed) == (2, 8)
+
+
+def test_the_watch_is_closed_after_a_failure(duet, monkeypatch):
+    """Nothing stays open when a candidate crashes."""
+    watch = FakeWatch()
+    monkeypatch.setattr(measure, "Watch", watch)
+    with pytest.raises(MeasurementError):
+        duet(crash)[0].run()
+    assert watch.closed
 
 
 def test_a_shorter_last_window_is_scored_and_not_timed(duet, passage):
@@ -180,10 +301,10 @@ def test_the_same_seed_gives_the_same_order(duet):
 
 
 def test_progress_counts_pairs_and_shows_the_ratio(duet):
-    """Called once a pair, with the log perplexity ratio so far."""
+    """Called once a pair with what the next look needs, and at the end with the whole, which wipes the line."""
     calls = []
     measured = duet(progress=lambda *call: calls.append(call))[0].run()
-    assert [call[:2] for call in calls] == [(i, 8) for i in range(1, 9)]
+    assert [call[:2] for call in calls] == [*((i, 8) for i in range(1, 8)), (8, 8)]
     assert calls[-1][2] == pytest.approx(sum(measured.nll_difference) / WINDOWS)
 
 
@@ -231,13 +352,13 @@ def test_a_candidate_that_cannot_be_measured_is_named(duet, spoil, message):
 
 def test_short_runs_are_gathered_into_energy_windows(duet):
     """A meter that cannot resolve one forward pass gets windows of many, and the result is joules a pass."""
-    pair, log = duet()
+    pair, log = duet(rounds=32)
     pair.meter = CountingMeter(log, least=0.02)
     measured = pair.run()
-    assert len(measured.energy) == ENERGY_WINDOWS
-    assert measured.energy == pytest.approx([math.log(0.5)] * ENERGY_WINDOWS)
+    assert len(measured.energy) == 8
+    assert measured.energy == pytest.approx([math.log(0.5)] * 8)
     assert measured.energy_method == "measured"
-    assert [reading.value for reading in measured.reference.energy] == [1.0] * ENERGY_WINDOWS
+    assert [reading.value for reading in measured.reference.energy] == [1.0] * 8
 
 
 def test_long_runs_are_energy_windows_themselves(duet):
@@ -259,9 +380,9 @@ def test_without_a_meter_energy_is_unmeasured_with_the_reason(duet):
 
 def test_a_meter_that_fails_now_and_then_costs_its_pairs_only(duet):
     """The pairs of failed readings are left out."""
-    pair, log = duet()
+    pair, log = duet(rounds=32)
     pair.meter = CountingMeter(log, least=0.005, fails=(1, 4))
-    assert len(pair.run().energy) == ENERGY_WINDOWS - 2
+    assert len(pair.run().energy) == 8 - 2
 
 
 def test_a_meter_that_vanishes_leaves_energy_unmeasured(duet):
@@ -289,13 +410,9 @@ def test_readings_of_unlike_sources_never_meet():
 
 
 @pytest.mark.parametrize(
-    ("reference", "candidate", "blocks", "expected"),
-    [
-        ([1, 1, 1, 1], [2, 2, 2, 200], [range(4)], [math.log(2)]),
-        ([1, 1, 4, 4], [2, 2, 1, 1], [range(2), range(2, 4)], [math.log(2), -math.log(4)]),
-        ([0], [10], [range(1)], [math.log(10)]),
-    ],
+    ("reference", "candidate", "expected"),
+    [([1, 4], [2, 1], [math.log(2), -math.log(4)]), ([0], [10], [math.log(10)]), ([], [], [])],
 )
-def test_a_block_is_the_median_of_its_pairs(reference, candidate, blocks, expected):
-    """One disturbed pair does not move its block; a clock that did not tick counts as one nanosecond."""
-    assert block_values(reference, candidate, blocks) == pytest.approx(expected)
+def test_log_ratios_of_adjacent_runs(reference, candidate, expected):
+    """A clock that did not tick counts as one nanosecond."""
+    assert log_ratios(reference, candidate) == pytest.approx(expected)

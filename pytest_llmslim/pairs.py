@@ -1,0 +1,179 @@
+"""What paired runs leave behind: per model its times and joules, over both their log ratios and quality."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_llmslim.errors import MeasurementError
+from pytest_llmslim.evals.divergence import divergence
+from pytest_llmslim.evals.perplexity import token_nll
+from pytest_llmslim.records import Method, Reading, Sampling, unmeasured
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from pytest_llmslim.meters.clock import Ticks
+
+
+@dataclass
+class Tally:
+    """One model's sums while measuring; times in nanoseconds a forward pass, energy in joules a forward pass."""
+
+    nll: float = 0.0
+    cpu_ns: list[int] = field(default_factory=list)
+    wall_ns: list[int] = field(default_factory=list)
+    device_ns: list[int] = field(default_factory=list)
+    energy: list[Reading] = field(default_factory=list)
+    peak_memory: Reading = field(default_factory=lambda: unmeasured("B", "none", "nothing was run"))
+
+    def add(self, ticks: Ticks) -> None:
+        """Keep the times of one run."""
+        self.cpu_ns.append(ticks.cpu_ns)
+        self.wall_ns.append(ticks.wall_ns)
+        if ticks.device_ns is not None:
+            self.device_ns.append(ticks.device_ns)
+
+    def drop(self) -> None:
+        """Forget the run kept last."""
+        for times in (self.cpu_ns, self.wall_ns, self.device_ns):
+            del times[-1:]
+
+
+class Scores:
+    """Quality of both models, window by window.
+
+    Args:
+        first: where the scored tokens of each window start.
+        label: names the candidate in errors.
+        tallies: of reference and candidate, whose `nll` is summed up.
+    """
+
+    def __init__(self, first: Sequence[int], label: str, tallies: tuple[Tally, Tally]) -> None:
+        self._first, self._label, self._tallies = first, label, tallies
+        self._windows: dict[int, tuple[float, int, float]] = {}
+        self._same = 0
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._windows
+
+    def add(self, index: int, window: torch.Tensor, reference: torch.Tensor, candidate: torch.Tensor) -> None:
+        """Score one window from the logits of both models.
+
+        Raises:
+            MeasurementError: logits of another shape than the reference's, or NaN.
+        """
+        if reference.shape != candidate.shape:
+            raise MeasurementError(
+                f"{self._label} returns logits of shape {tuple(candidate.shape)}, "
+                f"the reference {tuple(reference.shape)}; a candidate keeps the reference's vocabulary."
+            )
+        first = self._first[index]
+        losses = [token_nll(logits, window, first) for logits in (reference, candidate)]
+        count = len(losses[0])
+        totals = [float(loss.sum()) for loss in losses]
+        for total, tally, name in zip(totals, self._tallies, names_of(self._label), strict=True):
+            if not math.isfinite(total):
+                raise MeasurementError(
+                    f"{name} gives no finite probabilities on window {index} "
+                    f"(NaN or inf in the logits); check the weights, or another --llm-dtype."
+                )
+            tally.nll += total
+        kl, same = divergence(reference, candidate, first)
+        # The difference of every token, not of the sums: those are large and nearly equal.
+        self._windows[index] = (float((losses[1] - losses[0]).sum()) / count, count, kl / count)
+        self._same += same
+
+    @property
+    def nll_difference(self) -> tuple[float, ...]:
+        """Candidate - reference in nats a token, one mean a window, in the order of the text."""
+        return tuple(self._windows[index][0] for index in sorted(self._windows))
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens scored in each window."""
+        return tuple(self._windows[index][1] for index in sorted(self._windows))
+
+    @property
+    def kl(self) -> tuple[float, ...]:
+        """KL(reference || candidate) in nats a token, one mean a window."""
+        return tuple(self._windows[index][2] for index in sorted(self._windows))
+
+    @property
+    def log_ratio(self) -> float:
+        """Log perplexity ratio over the windows so far."""
+        weighted = sum(difference * count for difference, count, _ in self._windows.values())
+        return weighted / max(1, sum(self.tokens))
+
+    @property
+    def top1(self) -> float:
+        """Share of tokens with the same likeliest token."""
+        return self._same / sum(self.tokens)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement gave: per model its tally, and the paired values.
+
+    `time`, `wall` and `energy` are log(candidate / reference), one value a block (energy: one a window pair
+    where the meter needs longer windows than a run);
+    `time` is CUDA time on a GPU and process CPU time elsewhere. `nll_difference` and `kl` are in nats a token,
+    one mean a window.
+    """
+
+    reference: Tally
+    candidate: Tally
+    time: tuple[float, ...]
+    wall: tuple[float, ...]
+    energy: tuple[float, ...]
+    energy_method: Method
+    energy_reason: str
+    clock: str
+    nll_difference: tuple[float, ...]
+    window_tokens: tuple[int, ...]
+    kl: tuple[float, ...]
+    top1: float
+    pairs: int
+    busy: float
+    sampling: Sampling
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mean_kl(self) -> float:
+        """KL(reference || candidate) in nats, mean over all scored tokens."""
+        total = math.fsum(kl * count for kl, count in zip(self.kl, self.window_tokens, strict=True))
+        return total / sum(self.window_tokens)
+
+
+def names_of(label: str) -> tuple[str, str]:
+    """How errors call reference and candidate."""
+    return f"The reference of {label}", label
+
+
+def log_ratios(reference: Sequence[int], candidate: Sequence[int]) -> tuple[float, ...]:
+    """log(candidate / reference) of adjacent runs, times in nanoseconds."""
+    return tuple(math.log(max(c, 1) / max(r, 1)) for r, c in zip(reference, candidate, strict=True))
+
+
+def energy_pairs(
+    reference: Sequence[Reading], candidate: Sequence[Reading]
+) -> tuple[tuple[float, ...], Method, str]:
+    """log(candidate / reference) of adjacent energy windows, how they were had, or why not.
+
+    Readings of different methods or sources never meet: then, and when any reading failed in more than half
+    of the pairs, the whole is unmeasured.
+    """
+    if not reference:
+        return (), "unmeasured", ""
+    good = [(r, c) for r, c in zip(reference, candidate, strict=True) if r.value and c.value]
+    failed = [reading for reading in (*reference, *candidate) if reading.value is None]
+    if len(good) * 2 < len(reference):
+        return (), "unmeasured", failed[0].reason
+    kinds = {(reading.method, reading.source) for pair in good for reading in pair}
+    if len(kinds) != 1:
+        return (), "unmeasured", "the energy source changed during the measurement"
+    logs = tuple(math.log(c.value / r.value) for r, c in good if r.value and c.value)
+    return logs, kinds.pop()[0], ""
