@@ -9,10 +9,22 @@ import math
 import pytest
 from sample_records import KEY, blocks, quality, record
 
-from pytest_llmslim.records import Integrity, Key, Verdict, no_estimate
+from pytest_llmslim.records import (
+    Build,
+    Carbon,
+    Divergence,
+    Integrity,
+    Key,
+    Metering,
+    Reading,
+    Sampling,
+    Verdict,
+    no_estimate,
+)
+from pytest_llmslim.reports.details import details
 from pytest_llmslim.reports.files import row, summary
 from pytest_llmslim.reports.progress import Line, progress_of
-from pytest_llmslim.reports.terminal import Shown, details, lines, ranked
+from pytest_llmslim.reports.terminal import Shown, lines, ranked
 
 
 def named(recipe, **fields):
@@ -20,7 +32,16 @@ def named(recipe, **fields):
     return record(key=dataclasses.replace(KEY, recipe=recipe), **fields)
 
 
-def text(*records, unmeasured=(), changes=(), troubles=(), update=False, verbose=False):
+def joules(value, source="rapl", method="measured"):
+    return Reading(value, "J", source, method)
+
+
+def built(energy):
+    """A candidate that took 1.5 s to build."""
+    return Build(Reading(1.5, "s", "perf_counter", "measured"), energy, ("int4",))
+
+
+def text(*records, unmeasured=(), changes=(), troubles=(), missing=(), update=False, verbose=False):
     """The summary as one text."""
     shown = Shown(
         tuple(records),
@@ -31,6 +52,7 @@ def text(*records, unmeasured=(), changes=(), troubles=(), update=False, verbose
         "llm-results",
         update,
         verbose,
+        missing=tuple(missing),
     )
     return "\n".join(line for line, _ in lines(shown))
 
@@ -160,6 +182,15 @@ def test_what_was_compared_is_always_said(outcome, expected):
     assert ("next: add --llm-update" in table) == (outcome == "new")
 
 
+def test_what_was_held_against_the_anchor_was_compared():
+    """On whatever axis, wall time too; a record counts once."""
+    wall = verdict("passed", against="anchor", axis="wall")
+    both = (wall, verdict("passed", against="baseline"))
+    far = verdict("not comparable", against="anchor", axis="wall")
+    table = text(named("a", verdicts=(wall,)), named("b", verdicts=both), named("c", verdicts=(far,)))
+    assert "baselines in baselines: 2 compared, 0 new, 1 not comparable in part" in table
+
+
 def test_an_update_prints_what_it_wrote():
     """One line a change."""
     table = text(record(), changes=["int4 on m: perplexity ratio 1.02 -> 1.01"], update=True)
@@ -169,8 +200,178 @@ def test_an_update_prints_what_it_wrote():
 
 def test_what_was_not_measured_and_what_could_not_be_written_is_said():
     """A skip or an error is a line, not a gap."""
-    table = text(unmeasured=[("gpt2-ah90", "no head qualifies")], troubles=["disk full"])
-    assert table.split("\n") == ["not measured: gpt2-ah90: no head qualifies", "disk full"]
+    table = text(
+        unmeasured=[("gpt2-ah90", "no head qualifies")],
+        missing=["int8 has a baseline and no test."],
+        troubles=["disk full"],
+    )
+    assert table.split("\n") == [
+        "not measured: gpt2-ah90: no head qualifies",
+        "int8 has a baseline and no test.",
+        "disk full",
+    ]
+    shown = Shown((), (), (), (), "b", "r", False, False, missing=("m",))
+    assert lines(shown) == [("m", ("yellow",))]
+
+
+# Cost of compressing ----------------------------------------------------------------------------------------
+
+
+def test_the_winner_comes_with_what_building_it_cost_and_when_that_is_paid():
+    """1.5 s at 9.77 us a token; and joules, where all are of one kind."""
+    assert (
+        "  building int4: pays for its 1.50 s after 154,000 tokens [154,000, 154,000]; energy unmeasured (no meter)\n"
+    ) in text(record())
+    paid = "pays for its 60.0 J after 148,000 tokens [148,000, 148,000]\n"
+    assert paid in text(record(build=built(joules(60.0))))
+
+
+def test_a_cost_that_is_never_paid_is_said_to_be():
+    """Slower than the reference; the energy is saved all the same."""
+    line = text(record(time=blocks(1.1), build=built(joules(60.0))))
+    assert "building int4: never pays for its 1.50 s: it saves no time; pays for its 60.0 J after" in line
+
+
+def test_a_saving_that_is_not_shown_pays_for_nothing_yet():
+    """The interval of the ratio holds 1; by wall time where that is what counts."""
+    assert (
+        "not sure to pay for its 1.50 s: the time ratio 0.990 [0.977, 1.004] may be no saving, "
+        "and it takes at least 1,310,000 tokens;"
+    ) in text(record(time=blocks(0.99, 0.03)))
+    threads = record(sampling=Sampling(wall_over_cpu=0.5), time=blocks(0.9))
+    wall = dataclasses.replace(threads.wall, value=0.99, low=0.9, high=1.1)
+    assert "the time ratio 0.990 [0.900, 1.100] may be no saving" in text(
+        dataclasses.replace(threads, wall=wall)
+    )
+
+
+def test_estimated_joules_of_building_are_marked():
+    """In the cost and in the tokens."""
+    plain = record(energy_method="estimated", energy_source="codecarbon")
+    guess = joules(9.0, "codecarbon", "estimated")
+    sides = {
+        name: dataclasses.replace(getattr(plain, name), energy_j=guess) for name in ("reference", "candidate")
+    }
+    table = text(dataclasses.replace(plain, build=built(guess), **sides))
+    assert "pays for its ~9.00 J after ~853 tokens [853, 853]" in table
+
+
+def test_joules_of_two_kinds_pay_for_nothing():
+    """The reason stands in place of a number."""
+    assert (
+        "took ^9.00 J, and whether that pays is unknown: its joules are sampled by nvml-power and measured by rapl"
+    ) in text(record(build=built(joules(9.0, "nvml-power", "sampled"))))
+
+
+def test_details_say_when_building_is_paid_and_by_which_ratio():
+    """For every record; a simulated one saves nothing."""
+    shown = details(record(build=built(joules(60.0))))
+    assert "pays for its 1.50 s after 154,000 tokens [154,000, 154,000] (process cpu time)" in shown
+    assert "pays for its 60.0 J after 148,000 tokens [148,000, 148,000] (rapl)" in shown
+    simulated = record(integrity=Integrity("simulated", "zeros"))
+    assert "nothing pays for building: the compression is only simulated" in details(simulated)
+
+
+# Sampling and metering --------------------------------------------------------------------------------------
+
+QUIET = Sampling(per_block=4, looks=(8, 12), planned=5, level=0.0004, wall_over_cpu=1.02)
+LOUD = dataclasses.replace(
+    QUIET,
+    replaced=3,
+    disturbed=2,
+    disturbances=("other load 4", "steal time 1"),
+    movable=False,
+    wall_over_cpu=1.43,
+)
+
+
+def test_details_say_how_the_times_were_sampled():
+    """Pairs, blocks, looks, level; what disturbed them; layout; wall against CPU time."""
+    quiet, loud = details(record(sampling=QUIET)), details(record(sampling=LOUD))
+    assert "48 pairs in 12 blocks, 2 of 5 looks (at 8, 12 blocks), each at a level of 0.0004" in quiet
+    assert "no pair was disturbed" in quiet
+    assert "both models were moved to new memory before each block" in quiet
+    assert "wall / CPU time of the reference 1.02: they agree" in quiet
+    assert "pairs disturbed: 3 replaced, 2 kept (other load 4, steal time 1)" in loud
+    assert "the models stayed where they were in memory, so layout is not averaged out" in loud
+    assert "wall / CPU time of the reference 1.43: over 1.1, so wall time is not gated" in loud
+    assert not any("pair" in line for line in details(record(time=(), sampling=Sampling())))
+
+
+def test_disturbed_pairs_are_counted_once_for_the_run():
+    """Of all pairs that were run, replaced ones included."""
+    more = dataclasses.replace(QUIET, replaced=1, disturbances=("steal time 7",))
+    table = text(named("a", sampling=LOUD), named("b", sampling=more))
+    assert (
+        "6 of 100 pairs were disturbed from outside (steal time 8, other load 4): 4 measured again, 2 kept"
+    ) in table
+    assert "disturbed" not in text(record(sampling=QUIET))
+
+
+def test_details_say_how_energy_was_metered():
+    """The policy, the idle power under net, and the second source."""
+    assert "energy is gross" in details(record())
+    net = Metering("net", Reading(12.3, "W", "rapl", "measured"), "codecarbon", 1.1)
+    assert "energy is net, less idle power of 12.3 W; codecarbon read 1.10 times what rapl did" in details(
+        record(metering=net)
+    )
+    apart = dataclasses.replace(net, policy="gross", second_ratio=1.34)
+    assert "energy is gross; codecarbon read 1.34 times what rapl did: they disagree" in details(
+        record(metering=apart)
+    )
+    assert not any("energy is" in line for line in details(record(energy=(), metering=net)))
+
+
+def test_energy_sources_that_disagree_are_said_once():
+    """Further than 20 % from 1, in either direction."""
+    rows = [
+        named(name, metering=Metering(second_source="codecarbon", second_ratio=ratio))
+        for name, ratio in (("a", 1.34), ("b", 0.5), ("c", 1.19))
+    ]
+    table = text(*rows)
+    assert (
+        "energy sources disagree: codecarbon read 0.50 to 1.34 times what rapl did, further than 20 % from 1; "
+        "find out which is right before you rely on the joules"
+    ) in table
+    assert "energy sources disagree" not in text(rows[2])
+    assert "codecarbon read 1.34 times what rapl did, further" in text(rows[0])
+
+
+def test_net_energy_is_said_to_be():
+    """With the watts that were subtracted, once."""
+    net = Metering("net", Reading(12.3, "W", "rapl", "measured"))
+    table = text(named("a", metering=net), named("b", metering=net))
+    assert table.count("energy is net: idle power of 12.3 W, measured before, is subtracted") == 1
+    assert "energy is net" not in text(record())
+
+
+def test_details_give_the_interval_of_the_divergence():
+    """Over windows of text."""
+    shown = details(record(divergence=Divergence(0.0123, 0.97, 0.0111, 0.0135)))
+    assert "KL 0.0123 [0.0111, 0.0135] nats a token" in shown
+
+
+# Carbon -----------------------------------------------------------------------------------------------------
+
+FRANCE = Carbon("FRA", 56.04, "codecarbon, 2023")
+
+
+def test_carbon_is_an_estimate_for_reference_and_winner():
+    """0.345 J a window of 256 tokens are 374 mWh a million tokens; at 56 g/kWh 21 mg."""
+    side = dataclasses.replace(record().candidate, energy_j=joules(0.2415))
+    table = text(record(carbon=FRANCE, candidate=side), named("slow", time=blocks(2.0), carbon=FRANCE))
+    assert (
+        "carbon, estimated for FRA at 56.0 g a kWh (codecarbon, 2023): reference 21.0 mg, int4 14.7 mg CO2e "
+        "per million tokens, in passes of 256\n"
+    ) in table
+    assert table.count("carbon, estimated") == 1
+    assert "carbon" not in text(record())
+
+
+def test_carbon_without_joules_is_none():
+    """With the reason, and no grams."""
+    table = text(record(carbon=FRANCE, energy=()))
+    assert "(codecarbon, 2023): none, since energy is unmeasured (no energy meter)\n" in table
 
 
 def test_details_give_the_provenance_of_every_number():
@@ -192,6 +393,43 @@ def test_the_summary_file_is_json_with_every_figure():
     assert data["rows"][1]["energy_ratio"]["reason"] == "no energy meter"
     assert data["unmeasured"] == [{"label": "x", "reason": "why"}]
     assert row(record())["time_ratio"]["value"] == pytest.approx(0.8)
+
+
+def test_the_summary_file_has_what_stands_behind_the_figures():
+    """Readings with their method and reason; break-even, sampling, metering, carbon and intervals."""
+    shown = record(
+        carbon=FRANCE,
+        sampling=LOUD,
+        metering=Metering(second_source="codecarbon", second_ratio=1.34),
+        divergence=Divergence(0.0123, 0.97, 0.0111, 0.0135),
+    )
+    data = json.loads(json.dumps(row(shown), allow_nan=False))
+    assert data["build"]["time_s"] == {
+        "value": 1.5,
+        "unit": "s",
+        "source": "perf_counter",
+        "method": "measured",
+        "resolution": None,
+        "reason": "",
+    }
+    assert data["build"]["energy_j"]["reason"] == "no meter"
+    assert data["break_even"]["time"]["tokens"] == pytest.approx(153_600)
+    assert data["break_even"]["energy"]["outcome"] == "unknown"
+    assert {name: data["sampling"][name] for name in ("blocks", "per_block", "replaced", "disturbed")} == {
+        "blocks": 12,
+        "per_block": 4,
+        "replaced": 3,
+        "disturbed": 2,
+    }
+    assert data["metering"]["policy"] == "gross"
+    assert data["metering"]["second_ratio"] == 1.34
+    assert (data["mean_kl_low"], data["mean_kl_high"]) == (0.0111, 0.0135)
+    assert data["carbon"]["reference_g_per_million_tokens"] == pytest.approx(0.345 / 256 / 3.6 * 56.04)
+    assert data["carbon"]["method"] == "estimated"
+    blank = row(record(carbon=FRANCE, energy=()))["carbon"]
+    assert (blank["method"], blank["reason"]) == ("unmeasured", "no energy meter")
+    assert blank["candidate_g_per_million_tokens"] is None
+    assert row(record())["carbon"] is None
 
 
 class Terminal:
@@ -231,6 +469,19 @@ def test_the_progress_line_moves_and_is_wiped():
     assert "pair 2" not in terminal.written
     assert terminal.written.endswith("\x1b7\x1b[K\x1b8")
     assert capture.entered == 2
+
+
+def test_the_progress_line_stays_while_a_measurement_goes_on():
+    """The number of pairs grows at each look that decides nothing; only the last call wipes the line."""
+    terminal, capture = Terminal(), Capture()
+    line = Line("int4 on m", terminal, capture)
+    for done, pairs in ((31, 32), (33, 48)):
+        line.last = 0.0
+        line(done, pairs, 0.0)
+    assert "pair 33 of 48, perplexity +0.00 %" in terminal.written
+    assert not terminal.written.endswith("\x1b[K\x1b8")
+    line(48, 48, 0.0)
+    assert terminal.written.endswith("\x1b7\x1b[K\x1b8")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmslim.breakeven import energy_break_even, grams_per_million_tokens, time_break_even
 from pytest_llmslim.encoding import to_builtins
 from pytest_llmslim.records import SCHEMA
 
@@ -52,11 +53,18 @@ def row(record: Record) -> dict[str, Any]:
             "reference_perplexity": record.reference.perplexity,
             "floor": record.floor,
             "mean_kl": record.divergence.mean_kl,
+            "mean_kl_low": record.divergence.low,
+            "mean_kl_high": record.divergence.high,
             "top1": record.divergence.top1,
             "profile": record.profile.name,
             "outcome": record.outcome,
             "integrity": record.integrity.status,
             "sentences": [verdict.sentence for verdict in record.verdicts],
+            "build": {"time_s": record.build.time_s, "energy_j": record.build.energy_j},
+            "break_even": {"time": time_break_even(record), "energy": energy_break_even(record)},
+            "sampling": {"blocks": len(record.samples.time), **to_builtins(record.sampling)},
+            "metering": record.metering,
+            "carbon": _carbon(record),
         }
     )
     for name in ("perplexity", "time", "wall", "energy", "stored_bytes", "opt"):
@@ -72,3 +80,22 @@ def row(record: Record) -> dict[str, Any]:
             }
         )
     return row
+
+
+def _carbon(record: Record) -> dict[str, Any] | None:
+    """Grams of CO2 equivalent per million tokens, always an estimate; `None` without a country or joules."""
+    if record.carbon is None:
+        return None
+    sides = {"reference": record.reference, "candidate": record.candidate}
+    energy = {name: side.energy_j for name, side in sides.items()}
+    return {
+        **to_builtins(record.carbon),
+        "method": "estimated" if record.energy.known else record.energy.method,
+        "reason": record.energy.reason,
+        **{
+            f"{name}_g_per_million_tokens": grams_per_million_tokens(reading, record.protocol, record.carbon)
+            if record.energy.known
+            else None
+            for name, reading in energy.items()
+        },
+    }

@@ -38,7 +38,11 @@ class Line:
         self.last = 0.0
 
     def __call__(self, done: int, pairs: int, log_ratio: float) -> None:
-        """Show pairs done and the perplexity ratio so far; wipe the line after the last pair."""
+        """Show pairs done and the perplexity ratio so far; wipe the line after the last pair.
+
+        `pairs` is the number up to the next look: it grows while a gate is undecided, and only a measurement
+        that is over has done them all.
+        """
         now = time.monotonic()
         if done < pairs and now - self.last < EVERY_S:
             return

@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llmslim import units
+from pytest_llmslim.reports.details import MARK, carbon_line, details, disagreements, disturbed, payback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_llmslim.records import Estimate, Reading, Record
+    from pytest_llmslim.records import Estimate, Record
 
 Line = tuple[str, tuple[str, ...]]
 """Text, and the names of pytest's terminal markup."""
@@ -28,14 +29,14 @@ HEAD = (
     "opt",
     "verdict",
 )
-MARK = {"estimated": "~", "sampled": "^", "measured": ""}
 COLOUR = {"failed": ("red",), "inconclusive": ("yellow",), "not comparable": ("yellow",)}
 
 
 class Shown(NamedTuple):
-    """What the summary is made of; `changes` are lines about the baselines that were written.
+    """What the summary is made of.
 
-    On a terminal of fewer `columns` than the table needs, time and energy stand without their intervals.
+    `changes` are lines about the baselines that were written, `missing` sentences on baselines that no test of
+    this run met. On a terminal of fewer `columns` than the table needs, time and energy stand without their intervals.
     """
 
     records: tuple[Record, ...]
@@ -47,6 +48,7 @@ class Shown(NamedTuple):
     update: bool
     verbose: bool
     columns: int = 200
+    missing: tuple[str, ...] = ()
 
 
 def lines(shown: Shown) -> list[Line]:
@@ -55,6 +57,7 @@ def lines(shown: Shown) -> list[Line]:
     for group in _groups(shown.records):
         out += _model(group, shown.verbose, shown.columns)
     out += [(f"not measured: {label}: {reason}", ("yellow",)) for label, reason in shown.unmeasured]
+    out += [(sentence, ("yellow",)) for sentence in shown.missing]
     if shown.records:
         out += _legend(shown.records)
         out += _verdicts(shown.records)
@@ -96,7 +99,8 @@ def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]
         (r for r in best if r.outcome != "failed" and r.opt.known and r.integrity.status != "control"), None
     )
     if winner:
-        out.append(_best(winner))
+        out += [_best(winner), (f"  building {winner.key.recipe}: {payback(winner)}", ())]
+    out += [(line, ()) for line in carbon_line(best, winner)]
     return [*out, ("", ())]
 
 
@@ -175,10 +179,21 @@ def _legend(records: Sequence[Record]) -> list[Line]:
         out.append(
             "simulated: weights are rounded or zeroed but stored and multiplied in full, so there is no cost to show"
         )
+    out += [*_net(records), *disagreements(records), *disturbed(records)]
     reasons = {record.energy.reason for record in records if record.energy.method == "unmeasured"}
     out += [f"- energy unmeasured: {reason}" for reason in sorted(reasons)]
     notes = dict.fromkeys(note for record in records for note in record.notes)
     return [(line, ()) for line in [*out, *notes]]
+
+
+def _net(records: Sequence[Record]) -> list[str]:
+    """That idle power is left out of the joules, and how much it is."""
+    idle = dict.fromkeys(
+        units.reading(record.metering.idle_w)
+        for record in records
+        if record.energy.known and record.metering.policy == "net"
+    )
+    return [f"energy is net: idle power of {watts}, measured before, is subtracted" for watts in idle]
 
 
 def _verdicts(records: Sequence[Record]) -> list[Line]:
@@ -223,7 +238,10 @@ def _outcome(record: Record) -> str:
 
 def _compared(shown: Shown) -> list[Line]:
     """What was compared with which baseline, and the next command."""
-    against = [{v.outcome for v in record.verdicts if v.against == "baseline"} for record in shown.records]
+    against = [
+        {v.outcome for v in record.verdicts if v.against in ("baseline", "anchor")}
+        for record in shown.records
+    ]
     new = sum("new" in outcomes for outcomes in against)
     apart = sum("not comparable" in outcomes for outcomes in against)
     compared = sum(bool(outcomes - {"new", "not comparable"}) for outcomes in against)
@@ -242,30 +260,3 @@ def _compared(shown: Shown) -> list[Line]:
         if new:
             out.append(("next: add --llm-update to store what was measured as the baseline", ()))
     return [*out, (f"results: {shown.results}/results.jsonl, summary.json", ())]
-
-
-def details(record: Record) -> list[str]:
-    """With `-v`: where every number came from."""
-    build, side = record.build, record.candidate
-    out = list(build.steps)
-    out.append(f"built in {units.reading(build.time_s)}, energy {_reading(build.energy_j)}")
-    out.append(record.integrity.sentence)
-    if record.time.known:
-        wall = units.ratio(record.wall.value, record.wall.low, record.wall.high)
-        out.append(
-            f"time {units.reading(side.time_s)} a window ({side.time_s.source}), wall {wall}, "
-            f"energy {_reading(side.energy_j)}"
-        )
-    out.append(f"peak memory {_reading(side.peak_memory)}")
-    if side.word_perplexity and side.byte_perplexity:
-        word, byte = units.significant(side.word_perplexity, 4), units.significant(side.byte_perplexity, 4)
-        out.append(f"perplexity per word {word}, per byte {byte}")
-    return out + [f"{verdict.outcome}: {verdict.sentence}" for verdict in record.verdicts]
-
-
-def _reading(reading: Reading) -> str:
-    return (
-        f"unmeasured ({reading.reason})"
-        if reading.value is None
-        else f"{units.reading(reading)} ({reading.source})"
-    )
