@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -13,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_records import KEY, blocks, quality, record
 
-from pytest_llmslim import baselines
-from pytest_llmslim.baselines import Change, Store, load_all, path_of, told, update
+from pytest_llmslim.baselines import Change, Store, anchor_path_of, load_all, path_of, told, update
 from pytest_llmslim.errors import BaselineError
 from pytest_llmslim.gate import Thresholds, decide
 from pytest_llmslim.records import Key, Record, Verdict, no_estimate
@@ -31,6 +31,16 @@ def stored(tmp_path: Path) -> Path:
     """A file with two records."""
     update(tmp_path, [keyed(), keyed(recipe="int8")])
     return path_of(tmp_path, KEY)
+
+
+@pytest.fixture(params=[path_of, anchor_path_of], ids=["rolling", "anchor"])
+def held(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Both files of a suite with two records each, and the path of one of them."""
+    for time in (0.8, 0.9):
+        records = [keyed(), keyed(recipe="int8")]
+        update(tmp_path, [dataclasses.replace(each, time=quality(time)) for each in records])
+    path: Path = request.param(tmp_path, KEY)
+    return path
 
 
 # Writing and reading -------------------------------------------------------------------------------------
@@ -50,7 +60,7 @@ def test_a_baseline_comes_back(tmp_path: Path) -> None:
 def test_only_what_a_comparison_needs_is_stored(tmp_path: Path) -> None:
     """Verdicts and losses of windows are left out; block log ratios stay."""
     update(tmp_path, [dataclasses.replace(record(), verdicts=(Verdict("time", "passed", "fine."),))])
-    then = load_all(tmp_path)[KEY]
+    then = load_all(tmp_path).rolling[KEY]
     assert then.verdicts == ()
     assert then.samples.nll_difference == then.samples.window_tokens == ()
     assert then.samples.time == pytest.approx(record().samples.time, rel=1e-5)
@@ -59,7 +69,7 @@ def test_only_what_a_comparison_needs_is_stored(tmp_path: Path) -> None:
 def test_the_file_is_made_for_diffs(stored: Path) -> None:
     """One record a line, sorted, sorted keys, six digits, a newline at the end."""
     lines = stored.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == '{"format": "pytest-llmslim baseline", "schema": 1, "records": ['
+    assert lines[0] == '{"format": "pytest-llmslim baseline", "schema": 2, "records": ['
     assert lines[-1] == "]}"
     assert len(lines) == 4
     entries = [json.loads(line.rstrip(",")) for line in lines[1:-1]]
@@ -78,12 +88,12 @@ def test_where_files_lie(tmp_path: Path) -> None:
         "embedded__gpt2/suites--test_ptq.py.json",
         "meta-llama--Llama-3.1-8B/suites--test_ptq.py.json",
     ]
-    assert len(load_all(tmp_path)) == 3
+    assert len(load_all(tmp_path).rolling) == 3
 
 
 def test_nothing_stored(tmp_path: Path) -> None:
     """A folder that does not exist holds no baseline."""
-    assert load_all(tmp_path / "none") == {}
+    assert load_all(tmp_path / "none") == ({}, {})
     assert Store(tmp_path / "none").get(KEY) is None
 
 
@@ -108,6 +118,7 @@ def test_changes_are_told(stored: Path, tmp_path: Path) -> None:
     assert told(changes) == [
         "int4 on embedded:gpt2: time 0.800 -> 0.900 (+12.5 %)",
         "int4 on embedded:gpt2: opt 0.773 -> 0.824 (+6.7 %)",
+        "int4 on embedded:gpt2: the entry before this one is kept as its anchor",
         "int4 on embedded:gpt2: new, perplexity 1.020, time 0.800, energy 0.700, stored bytes 0.140, opt 0.773",
     ]
 
@@ -121,7 +132,7 @@ def test_a_number_that_is_gone_is_told() -> None:
 def test_the_last_of_two_wins(tmp_path: Path) -> None:
     """Of two records with one key the last is stored."""
     update(tmp_path, [record(), dataclasses.replace(record(), perplexity=quality(1.5))])
-    assert load_all(tmp_path)[KEY].perplexity.value == 1.5
+    assert load_all(tmp_path).rolling[KEY].perplexity.value == 1.5
 
 
 def test_a_store_sees_its_own_update(tmp_path: Path) -> None:
@@ -138,7 +149,7 @@ def test_infinity_and_absence_are_stored(tmp_path: Path) -> None:
         tmp_path,
         [dataclasses.replace(record(), perplexity=quality(float("inf")), energy=no_estimate("no meter"))],
     )
-    then = load_all(tmp_path)[KEY]
+    then = load_all(tmp_path).rolling[KEY]
     assert (then.perplexity.value, then.energy.value, then.energy.reason) == (float("inf"), None, "no meter")
 
 
@@ -168,50 +179,50 @@ def edit(path: Path, old: str, new: str) -> str:
     return refused(path)
 
 
-def test_truncated(stored: Path) -> None:
+def test_truncated(held: Path) -> None:
     """A file that was cut off is named with its last line and what to do."""
-    text = stored.read_text()
+    text = held.read_text()
     for length in (0, 10, len(text) // 2, len(text) - 5):
-        stored.write_text(text[:length])
+        held.write_text(text[:length])
         lines = max(1, text[:length].count("\n") + (not text[:length].endswith("\n")))
-        assert refused(stored) == f"FILE, line {lines}, ends in the middle; {ANEW}"
+        assert refused(held) == f"FILE, line {lines}, ends in the middle; {ANEW}"
 
 
-def test_broken_line(stored: Path) -> None:
+def test_broken_line(held: Path) -> None:
     """A line that is no JSON is named."""
-    assert edit(stored, '"schema": 1, "records": [\n', '"schema": 1, "records": [\noops') == (
+    assert edit(held, '"schema": 2, "records": [\n', '"schema": 2, "records": [\noops') == (
         f"FILE, line 2, is no JSON (Expecting value); {ANEW}"
     )
 
 
-def test_merge_conflict(stored: Path) -> None:
+def test_merge_conflict(held: Path) -> None:
     """A merge conflict is called one."""
-    text = stored.read_text().splitlines()
-    stored.write_text(
+    text = held.read_text().splitlines()
+    held.write_text(
         "\n".join([text[0], "<<<<<<< HEAD", *text[1:3], "=======", text[2], ">>>>>>> other", text[3]])
     )
-    assert refused(stored) == f"FILE, line 2, has a merge conflict; keep one side of it, or {ANEW}"
+    assert refused(held) == f"FILE, line 2, has a merge conflict; keep one side of it, or {ANEW}"
 
 
 @pytest.mark.parametrize(
     "text", ["[]", "{}", "3", '{"schema": 1}', '{"records": []}', "[" * 10_000 + "]" * 10_000]
 )
-def test_not_ours(stored: Path, text: str) -> None:
+def test_not_ours(held: Path, text: str) -> None:
     """JSON of someone else is left alone."""
-    stored.write_text(text)
-    assert refused(stored) == f"FILE is no baseline of pytest-llmslim; move it away, or {ANEW}"
+    held.write_text(text)
+    assert refused(held) == f"FILE is no baseline of pytest-llmslim; move it away, or {ANEW}"
 
 
 @pytest.mark.parametrize("schema", ["0", "-1", "true", '"1"', "null", "1.0"])
-def test_no_schema(stored: Path, schema: str) -> None:
+def test_no_schema(held: Path, schema: str) -> None:
     """A schema is a whole number from 1 on."""
-    assert "is no baseline of pytest-llmslim" in edit(stored, '"schema": 1', f'"schema": {schema}')
+    assert "is no baseline of pytest-llmslim" in edit(held, '"schema": 2', f'"schema": {schema}')
 
 
-def test_newer_schema(stored: Path) -> None:
+def test_newer_schema(held: Path) -> None:
     """A file of a newer version is not guessed at."""
-    assert edit(stored, '"schema": 1', '"schema": 2') == (
-        "FILE has schema 2, and this version of pytest-llmslim reads up to 1; upgrade pytest-llmslim"
+    assert edit(held, '"schema": 2', '"schema": 3') == (
+        "FILE has schema 3, and this version of pytest-llmslim reads up to 2; upgrade pytest-llmslim"
     )
 
 
@@ -225,47 +236,46 @@ def test_newer_schema(stored: Path) -> None:
         ('"floor": null', '"floor": 1e999', "Record.floor is a finite number, or the text 'inf', got inf"),
     ],
 )
-def test_wrong_field(stored: Path, old: str, new: str, message: str) -> None:
+def test_wrong_field(held: Path, old: str, new: str, message: str) -> None:
     """A wrong, missing or unknown field is named with its line."""
-    text = edit(stored, old, new)
+    text = edit(held, old, new)
     assert text.startswith(f"FILE, line 2,: {message}".replace(",:", ":"))
     assert text.endswith(ANEW)
 
 
-def test_a_file_that_was_reformatted(stored: Path) -> None:
+def test_a_file_that_was_reformatted(held: Path) -> None:
     """Where records are not one a line, the number of the record is given."""
-    stored.write_text(
-        json.dumps(json.loads(stored.read_text()), indent=1).replace('"bos": true', '"bos": 1', 1)
-    )
-    assert refused(stored).startswith("FILE, record 1: Record.protocol.bos")
+    held.write_text(json.dumps(json.loads(held.read_text()), indent=1).replace('"bos": true', '"bos": 1', 1))
+    assert refused(held).startswith("FILE, record 1: Record.protocol.bos")
 
 
-def test_twice_the_same_key(stored: Path) -> None:
+def test_twice_the_same_key(held: Path) -> None:
     """Two lines of one key, as after a careless merge, are refused."""
-    assert edit(stored, '"recipe": "int8"', '"recipe": "int4"') == (
+    assert edit(held, '"recipe": "int8"', '"recipe": "int4"') == (
         "FILE, line 3 has the same test, model and recipe as a line above; delete one of them"
     )
 
 
-def test_in_the_wrong_place(stored: Path) -> None:
+def test_in_the_wrong_place(held: Path) -> None:
     """A line that belongs to another file is refused, since updates would miss it."""
-    text = edit(stored, '"suite": "suites/test_ptq.py"', '"suite": "other.py"')
+    text = edit(held, '"suite": "suites/test_ptq.py"', '"suite": "other.py"')
     assert text == (
-        f"FILE, line 2 belongs to {stored.parent / 'other.py.json'}; move it there, or delete the line"
+        f"FILE, line 2 belongs to {held.with_name(held.name.replace('suites--test_ptq', 'other'))}; "
+        "move it there, or delete the line"
     )
 
 
-def test_no_text(stored: Path) -> None:
+def test_no_text(held: Path) -> None:
     """Bytes that are no UTF-8 are refused."""
-    stored.write_bytes(b"\xff\xfe\x00")
-    assert refused(stored) == f"FILE is no UTF-8 text; {ANEW}"
+    held.write_bytes(b"\xff\xfe\x00")
+    assert refused(held) == f"FILE is no UTF-8 text; {ANEW}"
 
 
-def test_unreadable(stored: Path) -> None:
+def test_unreadable(held: Path) -> None:
     """A file that the system does not give out is named with the system's reason."""
-    stored.unlink()
-    stored.mkdir()
-    assert refused(stored) == "FILE cannot be read (Is a directory); see to its rights"
+    held.unlink()
+    held.mkdir()
+    assert refused(held) == "FILE cannot be read (Is a directory); see to its rights"
 
 
 def test_the_folder_is_a_file(tmp_path: Path) -> None:
@@ -297,7 +307,7 @@ def test_no_file_breaks_more_than_a_sentence(
     content[start:end] = data.draw(st.binary(max_size=8) | st.text(max_size=8).map(str.encode))
     path.write_bytes(bytes(content))
     try:
-        assert len(load_all(folder)) <= 2
+        assert len(load_all(folder).rolling) <= 2
     except BaselineError as error:
         message = str(error)
         assert str(path) in message  # reading may as well succeed
@@ -306,22 +316,61 @@ def test_no_file_breaks_more_than_a_sentence(
 # Writing safely ------------------------------------------------------------------------------------------
 
 
-def test_a_failed_write_leaves_the_old_file(
-    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Full:
+    """A file on a full disk: writing, flushing or closing says so."""
+
+    def __init__(self, file: Any, step: str) -> None:
+        self.file, self.step = file, step
+
+    def __getattr__(self, name: str) -> Any:
+        return self.fail if name == self.step else getattr(self.file, name)
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+    def fail(self, *arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("step", ["write", "flush", "fsync"])
+@pytest.mark.parametrize("full", ["rolling", "anchor"])
+def test_a_full_disk_leaves_the_old_files(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, full: str
 ) -> None:
-    """When the disk fails before the last step, the old file stays and nothing else is left behind."""
-    before = stored.read_text()
+    """Whichever file and step the disk is full at: one sentence, every record as before, nothing else left behind."""
+    before = load_all(tmp_path)
+    fsync, opened = os.fsync, Path.open
+    handles: set[int] = set()
 
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
+    def open_on_full_disk(path: Path, *arguments: Any, **options: Any) -> Any:
+        file = opened(path, *arguments, **options)
+        if path.suffix != ".tmp" or (".anchor." in path.name) != (full == "anchor"):
+            return file
+        handles.add(file.fileno())
+        return Full(file, step)
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        BaselineError, match=r"cannot be written \(No space left on device\); see to its rights"
-    ):
-        update(tmp_path, [keyed(recipe="kd")])
-    assert stored.read_text() == before
-    assert list(stored.parent.iterdir()) == [stored]
+    def fsync_on_full_disk(handle: int) -> None:
+        if step == "fsync" and handle in handles:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(Path, "open", open_on_full_disk)
+    monkeypatch.setattr(os, "fsync", fsync_on_full_disk)
+    path = stored if full == "rolling" else anchor_path_of(tmp_path, KEY)
+    with pytest.raises(BaselineError) as caught:
+        update(tmp_path, [record(time=blocks(0.9)), keyed(recipe="kd")])
+    monkeypatch.undo()
+    assert (
+        str(caught.value)
+        == f"{path} cannot be written (No space left on device); see to its rights and space"
+    )
+    assert handles
+    assert load_all(tmp_path).rolling == before.rolling
+    assert Store(tmp_path).anchor(KEY) is None
+    assert not list(stored.parent.glob(".*"))
 
 
 def test_only_the_file_is_left(stored: Path) -> None:
@@ -330,19 +379,22 @@ def test_only_the_file_is_left(stored: Path) -> None:
 
 
 WRITER = """
-import sys
+import dataclasses, sys
 from pathlib import Path
-from sample_records import record, KEY
+from sample_records import KEY, blocks, record
 from pytest_llmslim.baselines import update
-import dataclasses
+folder, name = Path(sys.argv[1]), sys.argv[2]
 for i in range(12):
-    update(Path(sys.argv[1]), [record(key=dataclasses.replace(KEY, recipe=f"{sys.argv[2]}-{i}"))])
+    now = record(time=blocks(0.8 + i / 100))
+    own = [dataclasses.replace(now, key=dataclasses.replace(KEY, recipe=f"{name}-{i}"))]
+    own += [dataclasses.replace(now, key=dataclasses.replace(KEY, recipe=name))]
+    update(folder, own)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
 def test_two_writers_lose_nothing(tmp_path: Path) -> None:
-    """Processes that update one file at once keep each other's records."""
+    """Processes that update one suite at once keep each other's entries and anchors."""
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
     writers = [
@@ -350,8 +402,10 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
         for name in "abc"
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    recipes = {key.recipe for key in load_all(tmp_path)}
-    assert recipes == {f"{name}-{i}" for name in "abc" for i in range(12)}
+    stored = load_all(tmp_path)
+    assert {key.recipe for key in stored.rolling} == {*"abc", *(f"{n}-{i}" for n in "abc" for i in range(12))}
+    first = {key.recipe: found.time.value for key, found in stored.anchors.items()}
+    assert first == {name: pytest.approx(0.8, rel=1e-5) for name in "abc"}
 
 
 keys = st.builds(Key, *[st.text(alphabet="ab/:.-~ é", min_size=0, max_size=4)] * 4)
@@ -368,4 +422,4 @@ def test_all_that_was_ever_stored_is_found(runs: list[list[Key]]) -> None:
         for number, run in enumerate(runs):
             update(Path(folder), [record(key=key, label=f"run {number}") for key in run])
             last |= dict.fromkeys(run, f"run {number}")
-        assert {key: found.label for key, found in baselines.load_all(Path(folder)).items()} == last
+        assert {key: found.label for key, found in load_all(Path(folder)).rolling.items()} == last

@@ -1,0 +1,235 @@
+"""Files of the store of baselines: where they are, how they are read, refused and replaced.
+
+A suite has two: `<suite>.json` with the entries that updates write, and `<suite>.anchor.json` with the first
+accepted entry of each key that has been updated since. Both are JSON with a schema number and one record a
+line, sorted, with sorted keys and six significant digits. Only what a comparison needs is kept: verdicts and
+the losses of single windows are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_llmslim import units
+from pytest_llmslim.encoding import from_builtins, to_builtins
+from pytest_llmslim.errors import BaselineError
+from pytest_llmslim.records import SCHEMA, Key, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+_FORMAT: Final = "pytest-llmslim baseline"
+_HEAD: Final = f'{{"format": "{_FORMAT}", "schema": {SCHEMA}, "records": [\n'
+_DIGITS: Final = 6
+_ANEW: Final = "restore it from version control, or delete it and write it anew with --llm-update"
+_ANCHOR: Final = ".anchor"
+_LIKE_AN_ANCHOR: Final = re.compile(r"\.anchor_*", re.IGNORECASE)
+
+
+# Places -----------------------------------------------------------------------------------------------------
+
+
+def path_of(directory: Path, key: Key) -> Path:
+    """Where entries of a key's model and suite are."""
+    return directory / units.safe_file_name(key.model) / f"{_suite(key)}.json"
+
+
+def anchor_path_of(directory: Path, key: Key) -> Path:
+    """Where anchors of a key's model and suite are."""
+    return directory / units.safe_file_name(key.model) / f"{_suite(key)}{_ANCHOR}.json"
+
+
+def is_anchor(path: Path) -> bool:
+    """Whether a file holds anchors."""
+    return path.stem.endswith(_ANCHOR)
+
+
+def _suite(key: Key) -> str:
+    """A suite's file name, which never looks like another suite's anchors.
+
+    The module `x.anchor` is kept in `x.anchor_.json`, and `x.anchor_` in `x.anchor__.json`: no two ever meet.
+    """
+    name = units.safe_file_name(key.suite)
+    last = name[name.rfind(".") :] if "." in name else ""
+    return f"{name}_" if _LIKE_AN_ANCHOR.fullmatch(last) else name
+
+
+# Text -------------------------------------------------------------------------------------------------------
+
+
+def as_stored(record: Record) -> Record:
+    """The record as it comes back from a file.
+
+    Raises:
+        ValueError: it holds NaN.
+    """
+    return from_builtins(Record, json.loads(_line(record)))
+
+
+def _text(records: Mapping[Key, Record]) -> str:
+    lines = [_line(records[key]) for key in sorted(records, key=dataclasses.astuple)]
+    return _HEAD + ",\n".join(lines) + "\n]}\n"
+
+
+def _line(record: Record) -> str:
+    samples = replace(record.samples, nll_difference=(), window_tokens=(), kl=())
+    stored = to_builtins(replace(record, samples=samples, verdicts=()))
+    return json.dumps(_rounded(stored), sort_keys=True, ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401  # the JSON value type is recursive
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+def load(directory: Path, path: Path) -> dict[Key, Record]:
+    """The records of one file below `directory`; none where there is no file.
+
+    Raises:
+        BaselineError: it is unreadable, truncated, of a newer schema, not ours, or holds a record that belongs
+            elsewhere; the sentence names file, line and remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError:
+        raise BaselineError(f"{path} is no UTF-8 text; {_ANEW}") from None
+    except OSError as error:
+        raise BaselineError(f"{path} cannot be read ({error.strerror}); see to its rights") from error
+    found: dict[Key, Record] = {}
+    for position, entry in enumerate(_entries(path, text)):
+        try:
+            record = from_builtins(Record, entry)
+        except ValueError as error:
+            raise BaselineError(f"{_where(path, text, position)}: {error}; {_ANEW}") from None
+        right = (anchor_path_of if is_anchor(path) else path_of)(directory, record.key)
+        if right != path:
+            raise BaselineError(
+                f"{_where(path, text, position)} belongs to {right}; move it there, or delete the line"
+            )
+        if record.key in found:
+            raise BaselineError(
+                f"{_where(path, text, position)} has the same test, model and recipe as a line above; "
+                "delete one of them"
+            )
+        found[record.key] = record
+    return found
+
+
+def _entries(path: Path, text: str) -> list[object]:
+    """The records of a file as builtins, once its frame is in order."""
+    try:
+        frame = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BaselineError(_broken(path, text, error)) from None
+    except (RecursionError, ValueError):
+        raise BaselineError(f"{path} is no baseline of pytest-llmslim; move it away, or {_ANEW}") from None
+    ours = (
+        isinstance(frame, dict) and frame.get("format") == _FORMAT and isinstance(frame.get("records"), list)
+    )
+    schema = frame.get("schema") if ours else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise BaselineError(f"{path} is no baseline of pytest-llmslim; move it away, or {_ANEW}")
+    if schema > SCHEMA:
+        raise BaselineError(
+            f"{path} has schema {schema}, and this version of pytest-llmslim reads up to {SCHEMA}; "
+            "upgrade pytest-llmslim"
+        )
+    entries: list[object] = frame["records"]
+    return entries
+
+
+def _broken(path: Path, text: str, error: json.JSONDecodeError) -> str:
+    lines = text.splitlines()
+    conflict = next((n for n, line in enumerate(lines, 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))), None)
+    if conflict:
+        return f"{path}, line {conflict}, has a merge conflict; keep one side of it, or {_ANEW}"
+    begun = any(text.startswith(head) or head.startswith(text) for head in _heads())
+    if begun and not text.rstrip().endswith("]}"):
+        return f"{path}, line {max(1, len(lines))}, ends in the middle; {_ANEW}"
+    return f"{path}, line {error.lineno}, is no JSON ({error.msg}); {_ANEW}"
+
+
+def _heads() -> Iterator[str]:
+    """First lines of this and every earlier schema."""
+    return (_HEAD.replace(f": {SCHEMA},", f": {schema},") for schema in range(1, SCHEMA + 1))
+
+
+def _where(path: Path, text: str, position: int) -> str:
+    """File and line of a record, as long as the file has one record a line."""
+    line = position + 2
+    one_a_line = text.count("\n", 0, len(text.rstrip())) == text.count("\n{") + 1
+    return f"{path}, line {line}" if one_a_line else f"{path}, record {position + 1}"
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, records: Mapping[Key, Record]) -> None:
+    """Replace a file in one step: readers see the old text or the new one. Without records it is removed.
+
+    Raises:
+        BaselineError: the system refuses, e.g. since the disk is full; the file is then as it was.
+    """
+    text = _text(records)
+    try:
+        if not records:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            _replace(path, text)
+    except OSError as error:
+        raise refusal(path, error) from error
+
+
+def refusal(path: Path, error: OSError) -> BaselineError:
+    """That a file cannot be written, and why."""
+    return BaselineError(f"{path} cannot be written ({error.strerror}); see to its rights and space")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other writers of this folder out. The lock is on the folder itself: no file is left behind.
+
+    Windows cannot lock a folder; there two writers at once may lose one's lines.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
