@@ -20,6 +20,7 @@ from pytest_llmslim.records import (
     Sampling,
     Verdict,
     no_estimate,
+    unmeasured,
 )
 from pytest_llmslim.reports.details import details
 from pytest_llmslim.reports.files import row, summary
@@ -41,11 +42,11 @@ def built(energy):
     return Build(Reading(1.5, "s", "perf_counter", "measured"), energy, ("int4",))
 
 
-def text(*records, unmeasured=(), changes=(), troubles=(), missing=(), update=False, verbose=False):
+def text(*records, skipped=(), changes=(), troubles=(), missing=(), update=False, verbose=False):
     """The summary as one text."""
     shown = Shown(
         tuple(records),
-        tuple(unmeasured),
+        tuple(skipped),
         tuple(changes),
         tuple(troubles),
         "baselines",
@@ -132,6 +133,15 @@ def test_simulated_candidates_show_no_cost():
     assert "simulated: weights are rounded or zeroed but stored and multiplied in full" in table
 
 
+def test_the_pace_of_the_reference_is_that_of_a_record_with_times():
+    """A simulated candidate is not timed, and with it alone there is no time to show."""
+    plain = record()
+    still = dataclasses.replace(plain.reference, time_s=unmeasured("s", "none", "only quality was measured"))
+    best = named("fast", time=blocks(0.1), reference=still)
+    assert "perplexity 34.20, 12.3 ms a window (process cpu time)\n" in text(best, plain)
+    assert "perplexity 34.20\n" in text(best)
+
+
 def test_the_floor_is_shown_where_it_is_known():
     """Perplexity over the grammar's own."""
     table = text(record(floor=30.0))
@@ -201,7 +211,7 @@ def test_an_update_prints_what_it_wrote():
 def test_what_was_not_measured_and_what_could_not_be_written_is_said():
     """A skip or an error is a line, not a gap."""
     table = text(
-        unmeasured=[("gpt2-ah90", "no head qualifies")],
+        skipped=[("gpt2-ah90", "no head qualifies")],
         missing=["int8 has a baseline and no test."],
         troubles=["disk full"],
     )

@@ -89,7 +89,7 @@ def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]
     if _width(rows) > columns:
         rows = [HEAD, *(_row(i, record, compact=True) for i, record in enumerate(best, 1))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    out: list[Line] = [(text, ("bold",)) for text in _about(best[0])]
+    out: list[Line] = [(text, ("bold",)) for text in _about(best)]
     for row, record in zip(rows, [None, *best], strict=True):
         text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         out.append((text, COLOUR.get(record.outcome, ()) if record else ()))
@@ -112,20 +112,26 @@ def _best(record: Record) -> Line:
     return f"no recipe scores better than the reference (1); lowest opt: {found}", ("yellow",)
 
 
-def _about(record: Record) -> list[str]:
+def _about(records: Sequence[Record]) -> list[str]:
     """The reference, the protocol and the profile, once per table."""
+    record = records[0]
     side, protocol, profile = record.reference, record.protocol, record.profile
     floor = f", floor {units.significant(record.floor, 4)}" if record.floor else ""
     start = f"BOS + {protocol.window - 1}" if protocol.bos else f"{protocol.window} without BOS"
     step = "" if protocol.name == "window" else f", stride {protocol.stride}"
     return [
         f"{record.key.model}: {side.parameters:,} parameters, {units.size(side.stored_bytes)} in {protocol.dtype}, "
-        f"perplexity {units.significant(side.perplexity, 4)}{floor}, {units.seconds(side.time_s.value)} a window "
-        f"({record.time.source if record.time.known else side.time_s.source})",
+        f"perplexity {units.significant(side.perplexity, 4)}{floor}{_pace(records)}",
         f"text {protocol.text} (sha256 {protocol.text_sha256[:12]}), {protocol.tokens:,} tokens scored in "
         f"{protocol.windows} windows of {start}{step}",
         f"profile {profile.name}: opt = Q ({profile.alpha:g} T + {profile.beta:g} E), Q = ratio^1.5, lower is better",
     ]
+
+
+def _pace(records: Sequence[Record]) -> str:
+    """The reference's time, from a record that has one: beside a simulated candidate it is not timed."""
+    time = next((r.reference.time_s for r in records if r.reference.time_s.value is not None), None)
+    return f", {units.reading(time)} a window ({time.source})" if time else ""
 
 
 def _row(rank: int, record: Record, *, compact: bool) -> tuple[str, ...]:
