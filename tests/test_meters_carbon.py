@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,23 +114,43 @@ def test_nothing_around_it_changes(
 
 
 SCRIPT = """
-import time
+import signal, sys, time
+seen, handlers = [], []
+
+def hook(event, args):
+    if event.startswith(("socket.connect", "socket.get", "socket.send")):
+        seen.append((event, args))
+    if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
+        seen.append((event, args))
+
+sys.addaudithook(hook)
+def set_handler(number, handler, real=signal.signal):
+    handlers.append((number, handler))
+    return real(number, handler)
+
+signal.signal = set_handler
+before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+
 from pytest_llmslim.meters.carbon import open_codecarbon
 
 meter = open_codecarbon()
-meter.start()
-time.sleep(0.21)
-value = meter.stop().value
+for _ in range(2):
+    meter.start()
+    time.sleep(0.21)
+    assert meter.stop().value > 0
 meter.close()
-assert value > 0
+assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
+assert not handlers, handlers
+foreign = [entry for entry in seen if entry[1][0] != "/dev/null"]
+assert not foreign, foreign
 """
 
 
-def test_a_process_of_its_own_stays_silent_and_leaves_no_file(tmp_path: Path) -> None:
-    """From import to exit nothing is printed, warned or written, and the process ends by itself."""
+def test_a_process_of_its_own_leaves_no_trace(tmp_path: Path) -> None:
+    """Opening, two windows, closing: no network, handler, output, warning, or file, not even for a moment."""
     root = str(Path(carbon.__file__).parents[2])
     ran = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", SCRIPT],
+        [sys.executable, "-B", "-W", "error::ResourceWarning", "-c", SCRIPT],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": root, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
         capture_output=True,
@@ -137,6 +159,59 @@ def test_a_process_of_its_own_stays_silent_and_leaves_no_file(tmp_path: Path) ->
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+class Paced:
+    """A tracker whose calls take their time, on a clock of their own."""
+
+    def __init__(self, *, start_s: float, stop_s: float) -> None:
+        self.now_ns, self.start_s, self.stop_s = 0, start_s, stop_s
+        self._active_task: str | None = None
+        self._tasks: dict[str, object] = {}
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
+
+    def start_task(self) -> None:
+        self.pass_s(self.start_s)
+
+    def stop_task(self) -> types.SimpleNamespace:
+        self.pass_s(self.stop_s)
+        return types.SimpleNamespace(cpu_energy=1 / 3.6e6, ram_energy=2 / 3.6e6)
+
+
+def test_its_own_cost_lies_outside_the_window(meter: CodeCarbon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long codecarbon takes to start and stop, the window is as long as what was run in it."""
+    slow = Paced(start_s=5.0, stop_s=7.0)
+    monkeypatch.setattr(meter, "_tracker", slow)
+    monkeypatch.setattr(meter, "_clock", lambda: slow.now_ns)
+    meter.start()
+    slow.pass_s(0.19)
+    assert "the window of 190 ms is shorter than 20 ticks" in meter.stop().reason
+    meter.start()
+    slow.pass_s(0.21)
+    assert meter.stop().value == pytest.approx(3.0)
+
+
+def test_a_window_that_failed_is_not_added_to_the_next(
+    meter: CodeCarbon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that codecarbon could not stop would go on; it is forgotten, like all that are over."""
+
+    def fails() -> None:
+        raise OSError("no /proc/stat")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(meter._tracker, "_do_measurements", fails)
+        failed, _ = window(meter)
+    assert failed.reason == "codecarbon failed at the end of the window: no /proc/stat"
+    time.sleep(0.5)
+    after, outer_s = window(meter)
+    usual, _ = window(meter)
+    assert after.value is not None
+    assert usual.value is not None
+    assert after.value < 2.5 * usual.value, outer_s
+    assert meter._tracker._tasks == {}
 
 
 def test_configuration_that_lies_around_has_no_effect(
@@ -178,9 +253,28 @@ def test_a_missing_codecarbon_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logging.getLogger("codecarbon").disabled is False
 
 
+def test_an_interrupt_while_it_opens_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C goes through; logger, folder, variables and working directory are as before."""
+
+    def interrupted(tracker: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(carbon, "_steady", interrupted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger("codecarbon"), "disabled", False)
+    before = dict(os.environ), Path.cwd()
+    with pytest.raises(KeyboardInterrupt):
+        open_codecarbon()
+    assert logging.getLogger("codecarbon").disabled is False
+    assert list(tmp_path.iterdir()) == []
+    assert (dict(os.environ), Path.cwd()) == before
+
+
 def test_a_lost_window_is_told(meter: CodeCarbon, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that codecarbon lost, which it answers with None, is no energy of 0."""
-    monkeypatch.setattr(meter, "_tracker", _Loses())
+    tracker = Paced(start_s=0.0, stop_s=0.0)
+    monkeypatch.setattr(tracker, "stop_task", lambda: None)
+    monkeypatch.setattr(meter, "_tracker", tracker)
     reading, _ = window(meter)
     assert reading.reason == "codecarbon lost the window; it gives no energy for it."
 
@@ -193,11 +287,3 @@ def test_a_counter_of_codecarbon_is_read_without_its_ram_model() -> None:
 
     tracker = type("Tracker", (), {"_hardware": [CPU()]})()
     assert carbon._label(tracker) == ("measured", "codecarbon's CPU counter (windows_emi), without RAM")
-
-
-class _Loses:
-    def start_task(self) -> None:
-        pass
-
-    def stop_task(self) -> None:
-        return None

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.meters.clock import Stopwatch, Ticks
+from pytest_llmslim.meters.disturbance import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +50,25 @@ def test_stop_without_start_is_an_error() -> None:
     watch.stop()
     with pytest.raises(MeasurementError, match=r"stopped without being started; call start\(\) first"):
         watch.stop()
+
+
+@pytest.mark.parametrize("clock", ["perf_counter_ns", "process_time_ns"])
+def test_a_clock_that_goes_backwards_is_passed_on(monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
+    """A stopwatch mends nothing: what the clocks say is what a watch can name, and the next window is sound."""
+    watch = Stopwatch()
+    with monkeypatch.context() as patched:
+        times = iter([7_000, 2_000])
+        patched.setattr(f"pytest_llmslim.meters.clock.time.{clock}", lambda: next(times))
+        watch.start()
+        ticks = watch.stop()
+    assert (ticks.wall_ns if clock == "perf_counter_ns" else ticks.cpu_ns) == -5_000
+    pairs = Watch("cpu", threads=1, stat=Path("/nowhere"))
+    pairs.begin()
+    pairs.lap(ticks)
+    assert pairs.end() == ("clock went backwards",)
+    watch.start()
+    sum(range(10_000))
+    assert min(watch.stop().wall_ns, 1) == 1
 
 
 class FakeCuda:
@@ -93,7 +114,7 @@ def test_meters_import_no_library() -> None:
     """Importing every meter imports neither torch nor codecarbon nor pynvml."""
     code = (
         "import sys, pytest_llmslim.fingerprint\n"
-        "from pytest_llmslim.meters import clock, ladder, memory, replay\n"
+        "from pytest_llmslim.meters import clock, disturbance, intensity, ladder, memory, replay\n"
         "assert not {'torch', 'codecarbon', 'pynvml', 'psutil', 'pytest'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

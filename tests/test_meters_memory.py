@@ -54,6 +54,17 @@ def test_a_short_peak_is_seen_and_forgotten() -> None:
 
 
 @needs_mark
+def test_a_peak_is_independent_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel keeps the peak, so a clock that is set back in the window takes nothing from it."""
+    times = iter(range(1000, 0, -1))
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(times))
+    meter = PeakMemory("cpu")
+    meter.start()
+    fresh(80 * MIB)
+    assert meter.stop().value is not None
+
+
+@needs_mark
 def test_what_was_held_before_does_not_count() -> None:
     """Only the rise over the start is the window's."""
     held = fresh(80 * MIB)

@@ -42,23 +42,31 @@ class CodeCarbon(WindowMeter):
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="llmslim-codecarbon-")
         self._quiet = contextlib.ExitStack()
-        try:
-            self._quiet.enter_context(_silence())
-            self._tracker = _tracker(self._folder.name)
-            self._tracker.start_task()  # looks for hardware, which takes a second
-            self._tracker.stop_task()
-            _steady(self._tracker)
-            method, description = _label(self._tracker)
-        except Exception as error:  # codecarbon hides its own faults, so they surface as any class
-            self._release()
-            raise MeasurementError(f"codecarbon does not start: {words(error)}") from error
+        with contextlib.ExitStack() as undo:  # for Ctrl-C, too
+            undo.callback(self._release)
+            try:
+                method, description = self._open()
+            except Exception as error:  # codecarbon hides its own faults, so they surface as any class
+                raise MeasurementError(f"codecarbon does not start: {words(error)}") from error
+            undo.pop_all()
         super().__init__(source=SOURCE, resolution=UPDATE_S, method=method, description=description)
+
+    def _open(self) -> tuple[Method, str]:
+        self._quiet.enter_context(silence())
+        self._tracker = _tracker(self._folder.name)
+        self._tracker.start_task()  # looks for hardware, which takes a second
+        self._tracker.stop_task()
+        _steady(self._tracker)
+        return _label(self._tracker)
 
     def _begin(self) -> None:
         self._tracker.start_task()
 
     def _end(self, seconds: float) -> float:
-        used = self._tracker.stop_task()
+        try:
+            used = self._tracker.stop_task()
+        finally:
+            _forget(self._tracker)
         if used is None:
             raise MeasurementError("codecarbon lost the window; it gives no energy for it.")
         ram = 0.0 if self.method == "measured" else float(used.ram_energy)
@@ -118,7 +126,7 @@ def _emptied_surroundings(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Disables the logger of codecarbon, which prints at every level, and gives it back as it was."""
     logger = logging.getLogger("codecarbon")
     disabled, level = logger.disabled, logger.level
@@ -136,6 +144,12 @@ def _steady(tracker: Any) -> None:  # noqa: ANN401  # as in _tracker
     for part in tracker._hardware:
         if type(part).__name__ == "RAM":
             part._force_ram_power = part.total_power().W
+
+
+def _forget(tracker: Any) -> None:  # noqa: ANN401  # as in _tracker
+    """Ends the task for good: one that failed to stop would go on over the next window, and all are kept for ever."""
+    tracker._active_task = None
+    tracker._tasks.clear()
 
 
 def _label(tracker: Any) -> tuple[Method, str]:  # noqa: ANN401  # as in _tracker

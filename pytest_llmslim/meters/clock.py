@@ -12,7 +12,11 @@ from pytest_llmslim.errors import MeasurementError
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
-    """Nanoseconds of one window.
+    """Nanoseconds of one window, as the clocks say.
+
+    Setting the time of day does not touch these clocks. A virtual machine that is moved to another host or set
+    back to an earlier state may still show a window of 0 or less, which is passed on as it is: no ratio may be
+    made of it, and `Watch` names it.
 
     Args:
         wall_ns: by a monotonic clock.
