@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.meters.carbon import open_codecarbon
+from pytest_llmslim.meters.crosscheck import CrossCheck
 from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.meters.nvml import open_counter, open_power
 from pytest_llmslim.meters.rapl import open_rapl
@@ -17,15 +19,32 @@ if TYPE_CHECKING:
 
     Rung = Callable[[str], Meter]
 
-GPU_RUNGS: tuple[Rung, ...] = (open_counter, open_power)
+
+def open_checked_counter(device: str) -> CrossCheck:
+    """The GPU's energy counter, cross-checked by its power; takes three seconds or so.
+
+    Raises:
+        MeasurementError: one of the two cannot be opened; the message tells which.
+    """
+    counter = open_counter(device)
+    try:
+        power = open_power(device)
+    except Exception as error:  # as in climb()
+        counter.close()
+        raise MeasurementError(f"The energy counter cannot be cross-checked: {words(error)}") from error
+    return CrossCheck(counter, power)
+
+
+GPU_RUNGS: tuple[Rung, ...] = (open_checked_counter, open_counter, open_power)
 CPU_RUNGS: tuple[Rung, ...] = (open_rapl, open_codecarbon)
 
 
 def choose_energy_meter(device: str) -> Meter:
     """The first meter of the device's ladder that opens; never raises.
 
-    On CUDA: NVML energy counter, NVML power (sampled). Elsewhere: RAPL, codecarbon (estimated). After the
-    last rung a null meter, whose readings carry the reasons.
+    On CUDA: NVML energy counter cross-checked by NVML power, the counter alone, power alone (sampled).
+    Elsewhere: RAPL, which nothing can check, and codecarbon (estimated). After the last rung a null meter,
+    whose readings carry the reasons.
 
     Args:
         device: a torch device, e.g. `cpu`, `cuda` (all visible GPUs), `cuda:1`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llmslim.records import unmeasured
+from pytest_llmslim.records import Metering, unmeasured
 
 if TYPE_CHECKING:
     from pytest_llmslim.records import Method, Reading
@@ -38,6 +38,10 @@ class NullMeter:
     def stop(self) -> Reading:
         """Gives the reason."""
         return unmeasured(self._unit, self.source, self.description)
+
+    def metering(self) -> Metering:
+        """Nothing to tell."""
+        return Metering()
 
     def close(self) -> None:
         """Holds nothing."""

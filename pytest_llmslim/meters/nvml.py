@@ -10,22 +10,27 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pytest_llmslim import units
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.meters.gpus import Gpu, open_nvml, visible_gpus
-from pytest_llmslim.meters.window import WindowMeter, update_periods
+from pytest_llmslim.meters.window import TICKS, WindowMeter, update_periods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+Watts = Callable[[], float]
 _Meter = TypeVar("_Meter", bound=WindowMeter)
 
 COUNTER, POWER = "nvml-counter", "nvml-power"
 SPIN_S = 1.0
 """How long the counter is watched at opening. The slowest known one is updated every 0.1 s."""
 SAMPLE_S = 0.02
+STUCK_S = 5.0
+"""A power reading takes milliseconds. One that takes this long does not come back."""
+THREAD = "llmslim-nvml-power"
 INSTANT_UPDATE_S, AVERAGE_UPDATE_S = 0.1, 1.0
 """How often a power reading is new: the sensor's period, and the second over which the other is averaged."""
 
@@ -64,7 +69,9 @@ class NvmlCounter(WindowMeter):
         try:
             periods = update_periods(self._read, budget_s=SPIN_S, clock=clock)
         except self._nvml.NVMLError as error:
-            raise MeasurementError(f"{_names(self._gpus)} has no total-energy counter: {error}") from error
+            raise MeasurementError(
+                f"{_names(self._gpus)} has no total-energy counter: {error}{_hint(self._nvml, error)}"
+            ) from error
         known = [period for period in periods if period is not None]
         if len(known) < len(periods):
             raise MeasurementError(
@@ -98,9 +105,11 @@ class NvmlPower(WindowMeter):
 
     Args:
         nvml: an initialised NVML library; shut down by `close()`.
-        gpus: whose power is summed.
+        gpus: whose power is summed. Of a single one on a module with a CPU (Grace Hopper) it is the whole
+            module's power, since that is what its energy counter counts.
         period_s: seconds between readings.
         clock: monotonic nanoseconds.
+        sampler: takes the readings of one window.
 
     Raises:
         MeasurementError: a card tells no power.
@@ -113,61 +122,110 @@ class NvmlPower(WindowMeter):
         *,
         period_s: float = SAMPLE_S,
         clock: Callable[[], int] = time.perf_counter_ns,
+        sampler: Callable[[Watts, Callable[[], int], float], Sampler] | None = None,
     ) -> None:
         self._nvml, self._gpus, self._period_s = nvml, gpus, period_s
-        self._instant = True
-        self._instant = self._has_instant_power()
+        self._sampler = sampler or ThreadSampler
+        self._sampling: Sampler | None = None
+        self._field, whole, update_s = self._best_field()
+        kind = "instantaneous" if self._field is not None else "one-second average"
         self._first_power()
-        self._samples: list[tuple[int, float]] = []
-        self._error: Exception | None = None
-        self._enough = threading.Event()
-        self._thread: threading.Thread | None = None
-        update_s = INSTANT_UPDATE_S if self._instant else AVERAGE_UPDATE_S
-        kind = "instantaneous" if self._instant else "one-second average"
         super().__init__(
             source=POWER,
             method="sampled",
             resolution=max(update_s, period_s),
-            description=f"{kind} power of {_names(gpus)}, read every {units.seconds(period_s)}",
+            description=f"{kind} power of {whole}{_names(gpus)}, read every {units.seconds(period_s)}",
             clock=clock,
         )
 
-    def _has_instant_power(self) -> bool:
+    def _best_field(self) -> tuple[Any, str, float]:
+        """Field with the instantaneous power, words for its scope, seconds between its updates."""
+        instant = getattr(self._nvml, "NVML_FI_DEV_POWER_INSTANT", None)
+        module = getattr(self._nvml, "NVML_POWER_SCOPE_MODULE", None)
+        if len(self._gpus) == 1 and self._tells((instant, module)):
+            return (instant, module), "the whole module of ", INSTANT_UPDATE_S
+        if instant is not None and self._tells(instant):
+            return instant, "", INSTANT_UPDATE_S
+        return None, "", AVERAGE_UPDATE_S
+
+    def _tells(self, field: Any) -> bool:  # noqa: ANN401  # as in __init__
         try:
-            return all(self._power(gpu) > 0 for gpu in self._gpus)
-        except Exception:  # an old driver or library does not know the field
+            return all(self._power(gpu, field) > 0 for gpu in self._gpus)
+        except Exception:  # an old driver or library does not know the field or the scope
             return False
 
     def _first_power(self) -> None:
         try:
             watts = self._watts()
         except self._nvml.NVMLError as error:
-            raise MeasurementError(f"{_names(self._gpus)} tells no power: {error}") from error
+            raise MeasurementError(
+                f"{_names(self._gpus)} tells no power: {error}{_hint(self._nvml, error)}"
+            ) from error
         if watts <= 0:
             raise MeasurementError(f"{_names(self._gpus)} tells a power of {watts:g} W.")
 
-    def _power(self, gpu: Gpu) -> int:
+    def _power(self, gpu: Gpu, field: Any) -> int:  # noqa: ANN401  # as in __init__
         """Milliwatts."""
-        if not self._instant:
+        if field is None:
             return int(self._nvml.nvmlDeviceGetPowerUsage(gpu.handle))
-        (field,) = self._nvml.nvmlDeviceGetFieldValues(gpu.handle, [self._nvml.NVML_FI_DEV_POWER_INSTANT])
-        if field.nvmlReturn != self._nvml.NVML_SUCCESS:
-            raise self._nvml.NVMLError(field.nvmlReturn)
-        return int(field.value.uiVal)
+        (answer,) = self._nvml.nvmlDeviceGetFieldValues(gpu.handle, [field])
+        if answer.nvmlReturn != self._nvml.NVML_SUCCESS:
+            raise self._nvml.NVMLError(answer.nvmlReturn)
+        return int(answer.value.uiVal)
 
     def _watts(self) -> float:
-        return sum(self._power(gpu) for gpu in self._gpus) / 1000
+        return sum(self._power(gpu, self._field) for gpu in self._gpus) / 1000
+
+    def _begin(self) -> None:
+        self._sampling = self._sampler(self._watts, self._clock, self._period_s)
+
+    def _end(self, seconds: float) -> float:
+        sampling, self._sampling = self._sampling, None
+        samples = sampling.finish() if sampling is not None else []
+        if len(samples) < TICKS:
+            raise MeasurementError(
+                f"{POWER} came to {len(samples)} readings in a window of {units.seconds(seconds)}, "
+                f"and {TICKS} are needed: the machine is too busy to sample on."
+            )
+        return integrate(samples)
+
+    def _release(self) -> None:
+        self._nvml.nvmlShutdown()
+
+
+class Sampler(Protocol):
+    """Takes power readings of one window, from when it is made."""
+
+    def finish(self) -> list[tuple[int, float]]:
+        """All readings (nanoseconds, watts), one at each end; raises the fault of any."""
+
+
+class ThreadSampler:
+    """Takes power readings in a thread of its own; a thread that is stuck in the driver is left behind."""
+
+    def __init__(self, watts: Watts, clock: Callable[[], int], period_s: float) -> None:
+        self._watts, self._clock, self._period_s = watts, clock, period_s
+        self._samples: list[tuple[int, float]] = []
+        self._error: Exception | None = None
+        self._enough = threading.Event()
+        self._sample()
+        self._thread = threading.Thread(target=self._keep_sampling, name=THREAD, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> list[tuple[int, float]]:
+        """Ends the thread, and takes the last reading."""
+        self._enough.set()
+        self._thread.join(STUCK_S)
+        if self._thread.is_alive():
+            raise MeasurementError(f"A power reading did not come back within {units.seconds(STUCK_S)}.")
+        if self._error is not None:
+            raise self._error
+        self._sample()
+        return self._samples
 
     def _sample(self) -> None:
         watts = self._watts()
         self._samples.append((self._clock(), watts))
-
-    def _begin(self) -> None:
-        self._samples, self._error = [], None
-        self._enough.clear()
-        self._sample()
-        self._thread = threading.Thread(target=self._keep_sampling, name="llmslim-nvml-power", daemon=True)
-        self._thread.start()
 
     def _keep_sampling(self) -> None:
         try:
@@ -176,22 +234,15 @@ class NvmlPower(WindowMeter):
         except Exception as error:  # raised again at the end of the window, where it is answered
             self._error = error
 
-    def _end(self, seconds: float) -> float:
-        self._enough.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            raise self._error
-        self._sample()
-        return integrate(self._samples)
-
-    def _release(self) -> None:
-        self._nvml.nvmlShutdown()
-
 
 def integrate(samples: Sequence[tuple[int, float]]) -> float:
-    """Joules under power samples (nanoseconds, watts), by the trapezoidal rule."""
+    """Joules under power samples (nanoseconds, watts), by the trapezoidal rule.
+
+    Raises:
+        MeasurementError: the clock was set back between two samples.
+    """
+    if any(later_ns < earlier_ns for (earlier_ns, _), (later_ns, _) in itertools.pairwise(samples)):
+        raise MeasurementError("The clock was set back between two power readings.")
     return sum(
         (later_ns - earlier_ns) / 1e9 * (earlier + later) / 2
         for (earlier_ns, earlier), (later_ns, later) in itertools.pairwise(samples)
@@ -224,6 +275,15 @@ def _open(meter: Callable[[Any, list[Gpu]], _Meter], device: str) -> _Meter:
     except Exception:
         nvml.nvmlShutdown()
         raise
+
+
+def _hint(nvml: Any, error: Exception) -> str:  # noqa: ANN401  # pynvml has no types
+    """What a driver that refuses usually means."""
+    hints = {
+        nvml.NVML_ERROR_NOT_SUPPORTED: " (so it is with cards before Volta, and with most virtual GPUs)",
+        nvml.NVML_ERROR_NO_PERMISSION: " (a container or the administrator keeps it from this user)",
+    }
+    return hints.get(getattr(error, "value", None), "")
 
 
 def _names(gpus: Sequence[Gpu]) -> str:

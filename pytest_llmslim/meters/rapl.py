@@ -1,7 +1,8 @@
 """CPU energy from RAPL, the processor's own counters, as Linux shows them under /sys/class/powercap.
 
 Counted are the packages and, beside them, their DRAM. `core` and `uncore` are parts of a package and `psys`
-contains it, so they are left out. AMD's counters appear under the same names as Intel's.
+contains it, so they are left out. AMD's counters appear under the same names as Intel's. They are not
+cross-checked: nothing else on such a machine measures, and a model is no check of a measurement.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class Rapl(WindowMeter):
             source=SOURCE,
             method="measured",
             resolution=tick_s,
-            description=f"RAPL counters {names}, updated every {units.seconds(tick_s)}",
+            description=f"RAPL counters {names}, updated every {units.seconds(tick_s)}; "
+            "not cross-checked, since no other source here measures",
             clock=clock,
         )
         self._zones, self._read = zones, read
@@ -150,11 +152,20 @@ def _zones(root: Path, read: Callable[[Path], str]) -> list[Zone]:
             name = read(path / "name").strip()
             if name.startswith("package") or name == "dram":
                 zones.append(_zone(path, name, read))
+    except PermissionError as error:
+        raise MeasurementError(_locked(root)) from error
     except OSError as error:
-        raise MeasurementError(f"{_absent(root)} ({error})") from error
+        raise MeasurementError(_masked(root) if _is_masked(root) else f"{_absent(root)} ({error})") from error
+    except ValueError as error:
+        raise MeasurementError(f"RAPL at {root} cannot be read: {error}") from error
     if not any(zone.name.startswith("package") for zone in zones):
         raise MeasurementError(_absent(root))
     return zones
+
+
+def _is_masked(root: Path) -> bool:
+    """Whether the names of counters are there, as links into a folder that is not."""
+    return root.is_dir() and any(path.is_symlink() and not path.exists() for path in root.iterdir())
 
 
 def _zone(path: Path, name: str, read: Callable[[Path], str]) -> Zone:
@@ -187,6 +198,14 @@ def _absent(root: Path) -> str:
     return (
         f"There are no RAPL counters at {root}: virtual machines and most containers hide them, "
         "and some processors have none."
+    )
+
+
+def _masked(root: Path) -> str:
+    return (
+        f"The RAPL counters at {root} are hidden from this container (GHSA-jq35-85cj-fj4p: they can leak secrets "
+        "to it); where that is no concern, start it with `--security-opt systempaths=unconfined` (Docker) or "
+        "`--security-opt unmask=/sys/devices/virtual/powercap` (Podman)."
     )
 
 

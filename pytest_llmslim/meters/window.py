@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmslim import units
 from pytest_llmslim.errors import MeasurementError
-from pytest_llmslim.records import Reading, unmeasured
+from pytest_llmslim.records import Metering, Reading, unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,6 +98,10 @@ class WindowMeter(ABC):
             value, fault = math.nan, _say(error, f"{self.source} failed at the end of the window")
         return self._judge(value, seconds, fault)
 
+    def metering(self) -> Metering:
+        """One source, and all of its energy."""
+        return Metering()
+
     def close(self) -> None:
         """Drops an open window and gives back what was opened; a second call does nothing."""
         self._abandon()
@@ -115,6 +119,8 @@ class WindowMeter(ABC):
             self.stop()
 
     def _judge(self, value: float, seconds: float, fault: str) -> Reading:
+        if self._unit == "J" and seconds <= 0:
+            return unmeasured(self._unit, self.source, no_time(self.source, seconds))
         if seconds < self.min_window_s:
             return unmeasured(self._unit, self.source, self._too_short(seconds))
         if not fault and not (math.isfinite(value) and value > 0):
@@ -168,6 +174,14 @@ def _period(moves_ns: list[int], budget_s: float) -> float | None:
         return budget_s
     intervals = [after - before for before, after in itertools.pairwise(moves_ns)]
     return statistics.median(intervals) / 1e9
+
+
+def no_time(source: str, seconds: float) -> str:
+    """Why a window in which no time passed has no energy."""
+    return (
+        f"the window of {source} lasted {units.seconds(seconds)} by the clock, "
+        "which stood still or was set back: energy needs time"
+    )
 
 
 def _say(error: Exception, context: str) -> str:
