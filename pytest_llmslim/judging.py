@@ -89,9 +89,9 @@ def _share(case: Case, axis: Axis) -> float:
 
 def judge(case: Case, now: Interval, edges: Edges) -> Outcome:
     """The decision. Where memory could not be renewed, only what layout cannot explain fails."""
-    layout = 1.0 if case.record.sampling.movable else 1 + LAYOUT
-    if over(now.low, edges.fail_above * layout):
-        return "failed"
+    if over(now.low, edges.fail_above):
+        layout = 1.0 if case.record.sampling.movable else 1 + LAYOUT
+        return "failed" if over(now.low, edges.fail_above * layout) else "inconclusive"
     return "inconclusive" if over(now.high, edges.pass_below) else "passed"
 
 
