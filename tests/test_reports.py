@@ -359,6 +359,8 @@ def test_details_give_the_interval_of_the_divergence():
     """Over windows of text."""
     shown = details(record(divergence=Divergence(0.0123, 0.97, 0.0111, 0.0135)))
     assert "KL 0.0123 [0.0111, 0.0135] nats a token" in shown
+    assert "KL 0 [0, 0] nats a token" in details(record(divergence=Divergence(0.0, 1.0, 0.0, 0.0)))
+    assert "KL 0.0120 nats a token" in details(record())
 
 
 # Carbon -----------------------------------------------------------------------------------------------------
@@ -372,7 +374,7 @@ def test_carbon_is_an_estimate_for_reference_and_winner():
     table = text(record(carbon=FRANCE, candidate=side), named("slow", time=blocks(2.0), carbon=FRANCE))
     assert (
         "carbon, estimated for FRA at 56.0 g a kWh (codecarbon, 2023): reference 21.0 mg, int4 14.7 mg CO2e "
-        "per million tokens, in passes of 256\n"
+        "per million tokens in windows of 256\n"
     ) in table
     assert table.count("carbon, estimated") == 1
     assert "carbon" not in text(record())
@@ -391,6 +393,8 @@ def test_details_give_the_provenance_of_every_number():
     assert "(process cpu time)" in shown
     assert "peak memory unmeasured (the peak did not move)" in shown
     assert "passed: fine." in shown
+    guess = joules(9.0, "codecarbon", "estimated")
+    assert "built in 1.50 s, energy 9.00 J (estimated by codecarbon)" in details(record(build=built(guess)))
     assert "      built in" in text(record(), verbose=True)
 
 

@@ -18,14 +18,14 @@ from pytest_llmslim.judging import SOURCES_AGREE, WALL_AGREES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_llmslim.records import Carbon, Estimate, Reading, Record, Side
+    from pytest_llmslim.records import Carbon, Divergence, Estimate, Reading, Record, Side
 
 MARK: Final = {"estimated": "~", "sampled": "^", "measured": ""}
 
 
 def details(record: Record) -> list[str]:
     """With `-v`: where every number came from."""
-    build, side, kl = record.build, record.candidate, record.divergence
+    build, side = record.build, record.candidate
     out = list(build.steps)
     out.append(f"built in {units.reading(build.time_s)}, energy {_reading(build.energy_j)}")
     out += _paybacks(record)
@@ -38,7 +38,7 @@ def details(record: Record) -> list[str]:
         )
     out += [*_sampling(record), *_metering(record)]
     out.append(f"peak memory {_reading(side.peak_memory)}")
-    out.append(f"KL {units.ratio(kl.mean_kl, kl.low, kl.high)} nats a token")
+    out.append(_divergence(record.divergence))
     if side.word_perplexity and side.byte_perplexity:
         word, byte = units.significant(side.word_perplexity, 4), units.significant(side.byte_perplexity, 4)
         out.append(f"perplexity per word {word}, per byte {byte}")
@@ -95,6 +95,13 @@ def _ratio_behind(name: str, found: BreakEven, record: Record) -> str:
     if name == "time" and found.source != ratio.source:
         ratio = record.wall
     return units.ratio(ratio.value, ratio.low, ratio.high)
+
+
+def _divergence(found: Divergence) -> str:
+    """The mean with its interval over windows of text, which may well begin at 0."""
+    low, high = (units.significant(bound) for bound in (found.low, found.high))
+    interval = "" if found.low is None and found.high is None else f" [{low}, {high}]"
+    return f"KL {units.significant(found.mean_kl)}{interval} nats a token"
 
 
 # Sampling and metering --------------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ def carbon_line(records: Sequence[Record], winner: Record | None) -> list[str]:
         return [f"{about}: none, since energy is {record.energy.method} ({record.energy.reason.rstrip('.')})"]
     sides = (("reference", record.reference), (record.key.recipe, record.candidate))
     grams = ", ".join(f"{name} {_grams(side, record, carbon)}" for name, side in sides)
-    return [f"{about}: {grams} CO2e per million tokens, in passes of {tokens_a_pass(record.protocol)}"]
+    return [f"{about}: {grams} CO2e per million tokens in windows of {tokens_a_pass(record.protocol)}"]
 
 
 def _grams(side: Side, record: Record, carbon: Carbon) -> str:
@@ -220,8 +227,9 @@ def _marked(reading: Reading) -> str:
 
 
 def _reading(reading: Reading) -> str:
-    return (
-        f"unmeasured ({reading.reason})"
-        if reading.value is None
-        else f"{units.reading(reading)} ({reading.source})"
-    )
+    """A reading with its source, and how it was had unless it was measured."""
+    if reading.value is None:
+        return f"unmeasured ({reading.reason})"
+    how = reading.source if reading.method == "measured" else f"{reading.method} by {reading.source}"
+    value = units.size(reading.value) if reading.unit == "B" else units.quantity(reading.value, reading.unit)
+    return f"{value} ({how})"
