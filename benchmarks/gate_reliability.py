@@ -1,0 +1,175 @@
+"""What the gate finds and what it cries wolf about, beside two common rules on the same data.
+
+    python benchmarks/gate_reliability.py --check
+
+replays simulated noise and recordings of real noise, under A/A and a true +5, +10 and +20 %, through the gate's
+own code, through pytest-benchmark's `mean:5%` against a stored run, and through Mann-Whitney at 0.05 against a
+stored run. It prints Markdown tables of counts with exact 95 % intervals, and the goals; with `--check` it exits
+with 1 when one is not met.
+
+    python benchmarks/gate_reliability.py --live 100 --busy 1 --folder runs
+
+runs the real suite against its own baseline that many times, and can be interrupted and resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from reliability import goals, live, tables
+from reliability.noise import SIMULATED, TRUTHS, Stream, recorded, simulate
+from reliability.rules import gates_of, runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from reliability.rules import Decision
+
+ROOT = Path(__file__).parents[1]
+GIVEN = ROOT.parent / "shared" / "noise" / "blocks"
+FRESH = Path(__file__).parent / "recordings"
+GATES = 20
+
+
+class Size(NamedTuple):
+    """How much is simulated: decisions by noise and truth, and runs of 20 gates by noise."""
+
+    decisions: int
+    runs: int
+
+
+FULL, QUICK = Size(2000, 400), Size(25, 4)
+
+
+class Replay(NamedTuple):
+    """All that was replayed: decisions of single tests, of tests in runs of 20 gates, and such runs under A/A."""
+
+    streams: list[Stream]
+    cells: list[tables.Cell]
+    family_cells: list[tables.Cell]
+    families: dict[str, list[list[Decision]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables and the goals; 1 when `--check` finds one that is not met."""
+    options = parser().parse_args(arguments)
+    if options.live:
+        return live.main(options)
+    streams = []
+    for kind, folder in (("given", options.noise), ("fresh", options.recordings)):
+        found = recorded(folder, kind)
+        streams += found
+        if not found:
+            print(f"No {kind} recordings: {folder} holds no .npz file; name their folder.\n", file=sys.stderr)
+    done = replay(streams, QUICK if options.quick else FULL, options.seed)
+    print(report(done))
+    found_goals = goals.check(done.streams, done.cells, done.families)
+    print("\n## Goals\n")
+    print("\n".join(map(str, found_goals)))
+    return int(options.check and not all(goal.met for goal in found_goals))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--noise", type=Path, default=GIVEN, help="folder of recordings given from outside")
+    made.add_argument("--recordings", type=Path, default=FRESH, help="folder of what record_noise.py wrote")
+    made.add_argument("--quick", action="store_true", help="few simulated decisions, to see that it works")
+    made.add_argument("--seed", type=int, default=0, help="of the simulated noise")
+    made.add_argument("--check", action="store_true", help="exit with 1 when a goal is not met")
+    made.add_argument("--live", type=int, metavar="RUNS", help="run the real suite so often, in all")
+    made.add_argument("--busy", type=int, default=0, metavar="N", help="busy loops beside the live runs")
+    made.add_argument("--model", default="embedded:gpt2", help="of the live runs")
+    made.add_argument(
+        "--recipes",
+        type=lambda text: re.split(r",(?![^(]*\))", text),
+        default=["identity", "int8", "ah90"],
+        help="of the live runs, separated by commas",
+    )
+    made.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "llmslim-live",
+        help="where live runs keep baselines and their log, so that they can be resumed",
+    )
+    return made
+
+
+def replay(streams: list[Stream], size: Size, seed: int) -> Replay:
+    """Send everything through all rules."""
+    cells, family_cells, families = [], [], {}
+    for kind, noise, truth, count in _noises(streams):
+
+        def those(
+            amount: int,
+            kind: str = kind,
+            noise: str = noise,
+            truth: float = truth,
+        ) -> Iterator[Stream]:
+            if kind == "simulated":
+                return simulate(noise, truth, amount, seed)
+            return (s for s in streams if (s.kind, s.noise, s.truth) == (kind, noise, truth))
+
+        single = [run[0] for run in runs(those(size.decisions), 1)]
+        cells.append(tables.Cell(kind, noise, truth, single))
+        found = list(runs(those(size.runs * GATES), GATES // count))
+        family_cells.append(tables.Cell(kind, noise, truth, [d for run in found for d in run]))
+        if truth == 0:
+            families[noise if kind == "simulated" else f"{kind}: {noise}"] = found
+    families |= _together(streams)
+    return Replay(streams, cells, family_cells, families)
+
+
+def _noises(streams: Sequence[Stream]) -> Iterator[tuple[str, str, float, int]]:
+    """Kind, noise, truth and gates a test of every row."""
+    yield from (("simulated", name, truth, 1) for name in SIMULATED for truth in TRUTHS)
+    yield from dict.fromkeys((s.kind, s.noise, s.truth, gates_of(s)) for s in streams)
+
+
+def _together(streams: Sequence[Stream]) -> dict[str, list[list[Decision]]]:
+    """Runs of 20 gates over all workloads of a kind: on one alone there are few."""
+    kinds = defaultdict(list)
+    for stream in streams:
+        if stream.truth == 0 and not stream.busy:
+            kinds[stream.kind].append(stream)
+    return {
+        f"all {kind} recordings": list(runs(found, GATES // gates_of(found[0])))
+        for kind, found in kinds.items()
+    }
+
+
+def report(done: Replay) -> str:
+    """All tables."""
+    parts = []
+    for kind in ("simulated", "given", "fresh"):
+        cells = [cell for cell in done.cells if cell.kind == kind]
+        if not cells:
+            continue
+        quiet = {stream.noise for stream in done.streams if stream.kind == kind and not stream.busy}
+        if len(quiet) > 1:
+            cells += tables.pooled([cell for cell in cells if cell.noise in quiet], "all")
+        parts += [f"## {kind.capitalize()} noise: one test\n", tables.gate_table(cells), ""]
+        parts += [f"## {kind.capitalize()} noise: called slower by each rule\n", tables.rule_table(cells), ""]
+    parts += [
+        f"## Nothing slower, {GATES} gates: red runs\n",
+        tables.markdown(
+            tables.FAMILY_COLUMNS,
+            [tables.family_row(noise, found) for noise, found in done.families.items() if found],
+        ),
+        "",
+        f"## One test among {GATES} gates\n",
+        tables.gate_table(cell for cell in done.family_cells if cell.decisions),
+    ]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
