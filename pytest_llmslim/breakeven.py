@@ -15,12 +15,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from pytest_llmslim.meters.intensity import grams
+
 if TYPE_CHECKING:
     from pytest_llmslim.records import Carbon, Estimate, Method, Protocol, Reading, Record
 
 THREADED: Final = 0.9
 """Wall / CPU time below which the models run on several threads, so that CPU time is not what a user waits."""
-_J_PER_KWH: Final = 3.6e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def tokens_a_pass(protocol: Protocol) -> int:
 
 
 def grams_per_million_tokens(energy_j: Reading, protocol: Protocol, carbon: Carbon) -> float | None:
-    """Grams of CO2 equivalent that a million tokens emit: J a pass / tokens x 10^6 / 3.6 * 10^6 J/kWh x g/kWh.
+    """Grams of CO2 equivalent that a million tokens emit.
 
     Args:
         energy_j: of a forward pass; whatever its method, what comes out is an estimate.
@@ -114,7 +115,7 @@ def grams_per_million_tokens(energy_j: Reading, protocol: Protocol, carbon: Carb
     """
     if energy_j.value is None:
         return None
-    return energy_j.value / tokens_a_pass(protocol) * 1e6 / _J_PER_KWH * carbon.g_per_kwh
+    return grams(energy_j.value / tokens_a_pass(protocol) * 1e6, carbon)
 
 
 def _served_time(record: Record) -> Estimate:

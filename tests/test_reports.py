@@ -117,6 +117,16 @@ def test_unmeasured_energy_gives_a_dash_and_its_reason():
     assert row_line.split()[-2:] == ["-", "passed"]
 
 
+def test_reasons_that_differ_in_numbers_alone_are_said_once():
+    """Every candidate's windows have another length."""
+    rows = [
+        dataclasses.replace(named(name, energy=()), energy=no_estimate(reason))
+        for name, reason in (("a", "65.2 J over 2.32 s"), ("b", "6.4 J over 229 s"), ("c", "no meter"))
+    ]
+    found = [line for line in text(*rows).split("\n") if line.startswith("- energy")]
+    assert found == ["- energy unmeasured: 65.2 J over 2.32 s", "- energy unmeasured: no meter"]
+
+
 def test_simulated_candidates_show_no_cost():
     """Weights that are only rounded have no time, energy or bytes."""
     none = no_estimate("half of the weights are zero but stored", method="simulated")
@@ -383,7 +393,7 @@ def test_carbon_is_an_estimate_for_reference_and_winner():
 def test_carbon_without_joules_is_none():
     """With the reason, and no grams."""
     table = text(record(carbon=FRANCE, energy=()))
-    assert "(codecarbon, 2023): none, since energy is unmeasured (no energy meter)\n" in table
+    assert "(codecarbon, 2023): none, since energy is unmeasured\n" in table
 
 
 def test_details_give_the_provenance_of_every_number():

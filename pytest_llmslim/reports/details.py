@@ -209,7 +209,7 @@ def carbon_line(records: Sequence[Record], winner: Record | None) -> list[str]:
         f"carbon, estimated for {carbon.country} at {units.grams(carbon.g_per_kwh)} a kWh ({carbon.source})"
     )
     if not record.energy.known:
-        return [f"{about}: none, since energy is {record.energy.method} ({record.energy.reason.rstrip('.')})"]
+        return [f"{about}: none, since energy is {record.energy.method}"]
     sides = (("reference", record.reference), (record.key.recipe, record.candidate))
     grams = ", ".join(f"{name} {_grams(side, record, carbon)}" for name, side in sides)
     return [f"{about}: {grams} CO2e per million tokens in windows of {tokens_a_pass(record.protocol)}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llmslim import units
@@ -186,10 +187,18 @@ def _legend(records: Sequence[Record]) -> list[Line]:
             "simulated: weights are rounded or zeroed but stored and multiplied in full, so there is no cost to show"
         )
     out += [*_net(records), *disagreements(records), *disturbed(records)]
-    reasons = {record.energy.reason for record in records if record.energy.method == "unmeasured"}
-    out += [f"- energy unmeasured: {reason}" for reason in sorted(reasons)]
+    out += [f"- energy unmeasured: {reason}" for reason in _reasons(records)]
     notes = dict.fromkeys(note for record in records for note in record.notes)
     return [(line, ()) for line in [*out, *notes]]
+
+
+def _reasons(records: Sequence[Record]) -> list[str]:
+    """Why energy is unmeasured; of reasons that differ only in their numbers, the first stands for all."""
+    alike: dict[str, str] = {}
+    for record in records:
+        if record.energy.method == "unmeasured":
+            alike.setdefault(re.sub(r"[\d.]+", "0", record.energy.reason), record.energy.reason)
+    return sorted(alike.values())
 
 
 def _net(records: Sequence[Record]) -> list[str]:
