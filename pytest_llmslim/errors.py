@@ -39,3 +39,7 @@ class ScoreError(SlimError, ValueError):
 
 class BaselineError(SlimError):
     """A stored baseline cannot be read or written."""
+
+
+class TimeLimitError(SlimError):
+    """A test took longer than it may."""
