@@ -199,7 +199,7 @@ def test_every_four_bit_linear_uses_its_own_scales(method, intermediate, kept):
         kept
     )
     for name, linear in after.items():
-        inputs = torch.randn(16, linear.in_features)
+        inputs = torch.randn(256, linear.in_features, generator=torch.Generator().manual_seed(0))
         rows = linear(inputs) - before[name](inputs)
         assert float((rows.norm(dim=0) / before[name](inputs).norm(dim=0)).max()) < 0.35, name
 

