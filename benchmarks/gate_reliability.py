@@ -146,9 +146,23 @@ def _together(streams: Sequence[Stream]) -> dict[str, list[list[Decision]]]:
     }
 
 
+def summary(cells: Sequence[tables.Cell], streams: Sequence[Stream]) -> list[tables.Cell]:
+    """Equal models under each simulated noise, and every truth over all recordings of a kind."""
+    found = [
+        tables.Cell(cell.kind, f"simulated {cell.noise}", cell.truth, cell.decisions)
+        for cell in cells
+        if cell.kind == "simulated" and cell.truth == 0
+    ]
+    busy = {stream.noise for stream in streams if stream.busy}
+    for kind in ("given", "fresh"):
+        those = [cell for cell in cells if cell.kind == kind and cell.noise not in busy]
+        found += tables.pooled(those, f"{kind} recordings")
+    return found
+
+
 def report(done: Replay) -> str:
-    """All tables."""
-    parts = []
+    """All tables, the one that sums up first."""
+    parts = ["## Summary\n", tables.summary_table(summary(done.cells, done.streams)), ""]
     for kind in ("simulated", "given", "fresh"):
         cells = [cell for cell in done.cells if cell.kind == kind]
         if not cells:

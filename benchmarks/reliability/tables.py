@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from reliability.rules import RULES
@@ -14,6 +13,16 @@ if TYPE_CHECKING:
 
 ABSENT: Final = "-"
 GATE_COLUMNS: Final = ("noise", "truth", "failed", "passed", "inconclusive", "mean pairs", "interval covers")
+SUMMARY_COLUMNS: Final = (
+    "noise",
+    "truth",
+    "failed",
+    "passed",
+    "inconclusive",
+    "mean pairs",
+    "`mean:5%`",
+    "Mann-Whitney",
+)
 RULE_COLUMNS: Final = ("noise", "truth", "this gate", *RULES)
 FAMILY_COLUMNS: Final = ("noise", "this gate", *RULES)
 
@@ -104,6 +113,21 @@ def gate_table(cells: Iterable[Cell]) -> str:
     return markdown(GATE_COLUMNS, rows)
 
 
+def summary_table(cells: Iterable[Cell]) -> str:
+    """What the gate makes of each noise and truth, and the alarms of the other rules on their usual clock."""
+    rows = [
+        (
+            cell.noise,
+            truth_text(cell.truth),
+            *(str(cell.outcome(outcome)) for outcome in ("failed", "passed", "inconclusive")),
+            f"{cell.mean_pairs():.0f}",
+            *(str(cell.alarms(f"{rule} wall")) for rule in ("mean:5%", "Mann-Whitney")),
+        )
+        for cell in cells
+    ]
+    return markdown(SUMMARY_COLUMNS, rows)
+
+
 def rule_table(cells: Iterable[Cell]) -> str:
     """How often each rule calls the candidate slower, on the same pairs."""
     rows = [
@@ -130,11 +154,6 @@ def family_row(noise: str, runs: Sequence[Sequence[Decision]]) -> tuple[str, ...
         found = [[d.alarms[rule] for d in run] for run in runs if rule in run[0].alarms]
         cells.append(str(Count(sum(map(any, found)), len(found))) if found else ABSENT)
     return noise, str(red_runs(runs)), *cells
-
-
-def outcomes(decisions: Iterable[Decision]) -> Counter[str]:
-    """How often each outcome was reached."""
-    return Counter(d.outcome for d in decisions)
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
