@@ -132,8 +132,8 @@ def test_no_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(driver=False))
     with pytest.raises(
         MeasurementError,
-        match="NVML is not usable on this machine: NVML Shared Library Not Found "
-        ".a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        match=r"NVML is not usable on this machine: NVML Shared Library Not Found "
+        r".a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility",
     ):
         open_nvml()
 
