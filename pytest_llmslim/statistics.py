@@ -3,17 +3,21 @@
 Log ratios `log(candidate / reference)` go in, ratios come out. Time and energy use the Wilcoxon signed-rank
 test and the Hodges-Lehmann estimate on the medians of blocks: exact for every noise whose sign is as likely
 as its opposite, spikes included, and without a random number. Perplexity uses the paired difference of the
-log loss over windows of text, whose error is far smaller than that of each perplexity.
+log loss over windows of text, whose error is far smaller than that of each perplexity; its interval allows
+for neighbouring windows that resemble each other. Right and wrong answers use McNemar's exact test.
 
 Sources: Hollander, Wolfe, Chicken, Nonparametric Statistical Methods, 3.1 to 3.3 (signed rank,
 Hodges-Lehmann, bounds from Walsh averages); Holm, A simple sequentially rejective multiple test procedure
-(1979).
+(1979); Newey, West, A simple, positive semi-definite, heteroskedasticity and autocorrelation consistent
+covariance matrix (1987); Lazarus, Lewis, Stock, Watson, HAR inference: recommendations for practice (2018);
+McNemar, Note on the sampling error of the difference between correlated proportions (1947).
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from operator import index
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_llmslim.errors import MeasurementError
@@ -25,11 +29,15 @@ if TYPE_CHECKING:
 CONFIDENCE: Final = 0.95
 """Of the intervals that are shown."""
 
-_MOST: Final = 1_000_000  # more samples than that are no advice
+MOST_SAMPLES: Final = 1_000_000
+"""More than that are no advice."""
 
 
 class Interval(NamedTuple):
-    """A ratio with bounds; a bound of 0 or infinity says that the samples are too few for one."""
+    """A ratio with bounds; a bound of 0 or infinity says that the samples are too few for one.
+
+    Where said so it is a mean or a difference instead of a ratio.
+    """
 
     value: float
     low: float
@@ -69,7 +77,7 @@ def hodges_lehmann(
         MeasurementError: no value, or one that is not finite.
     """
     walsh = _walsh_averages(values)
-    low, high = _critical(len(values), miss_low), _critical(len(values), miss_high)
+    low, high = critical_rank_sum(len(values), miss_low), critical_rank_sum(len(values), miss_high)
     return Interval(
         value=_exp(_median(walsh)),
         low=_exp(walsh[-low]) if low <= len(walsh) else 0.0,
@@ -89,7 +97,26 @@ def signed_rank_p_greater(values: Sequence[float], shift: float = 0.0) -> float:
     centred = [value - shift for value in _finite(values)]
     # The statistic is the number of positive Walsh averages; the sign of a float sum is exact.
     positive = sum(a + b > 0 for i, a in enumerate(centred) for b in centred[: i + 1])
-    return _tail(len(centred))[positive]
+    return rank_sum_tail(len(centred))[positive]
+
+
+@lru_cache(maxsize=64)
+def rank_sum_tail(n: int) -> tuple[float, ...]:
+    """`P(T >= t)` of the signed-rank statistic for t = 0 .. n (n + 1) / 2, from exact counts."""
+    counts = [1]
+    for rank in range(1, n + 1):
+        zeros = [0] * rank
+        counts = [a + b for a, b in zip(counts + zeros, zeros + counts, strict=True)]
+    tail, above = [0.0] * len(counts), 0
+    for t in reversed(range(len(counts))):
+        above += counts[t]
+        tail[t] = above / 2**n
+    return tuple(tail)
+
+
+def critical_rank_sum(n: int, alpha: float) -> int:
+    """The smallest t with `P(T >= t) <= alpha`, or one more than the largest t where there is none."""
+    return next((t for t, p in enumerate(rank_sum_tail(n)) if t and p <= alpha), n * (n + 1) // 2 + 1)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -116,38 +143,122 @@ def minimum_blocks(alpha: float) -> int:
     return blocks
 
 
-def window_interval(
-    nll_difference: Sequence[float], window_tokens: Sequence[int], confidence: float = CONFIDENCE
+def mean_interval(
+    values: Sequence[float],
+    window_tokens: Sequence[int],
+    confidence: float = CONFIDENCE,
+    *,
+    least: float = -math.inf,
 ) -> Interval:
-    """The perplexity ratio with its interval over windows of text.
+    """The token-weighted mean over windows of text, allowing for neighbours that resemble each other.
 
-    The log ratio is the mean of the windows' differences weighted by their tokens. Its standard error comes
-    from the variance between windows (a ratio estimator, with the t quantile of n - 1).
+    With shares `h_i` of all tokens and scores `e_i = h_i (value_i - mean)`, the variance of the mean is
+    `e'Ke / (1 - h'Kh)`, Bartlett's kernel `K_ij = max(0, 1 - |i - j| / B)` with the bandwidth
+    `B = ceil(1.3 sqrt n)` that Lazarus et al. recommend. The denominator makes it unbiased when tokens are
+    independent. The quantile is Student's with Satterthwaite's degrees of freedom for the same case,
+    `(1 - h'Kh)^2 / (sum h_i h_j K_ij^2 - 2 sum h_i (Kh)_i^2 + (h'Kh)^2)`; a wide kernel leaves few. With `B = 1`
+    both become those of independent windows (n - 1 degrees when windows are equal), and the wider of the two
+    intervals is returned. Tokens that depend on each other within a window need nothing: it is one value.
+
+    Simulated, the 95 % interval over 8, 16, 32, 64 windows holds the truth in 97.7, 97.6, 97.0, 97.0 % when
+    windows are independent (and is 36, 31, 22, 16 % wider than one that assumes it), 94.2, 94.6, 94.5, 94.5 %
+    at a correlation of 0.3 between neighbours (AR(1); assuming independence: 86.9, 85.9, 85.5, 85.4), and
+    85.9, 88.8, 90.7, 92.1 % at 0.6 (68.7, 67.4, 67.3, 67.8).
 
     Args:
-        nll_difference: candidate - reference in nats a token, one mean a window; infinity: a candidate that
-            gave a token no probability at all.
+        values: one mean a token for each window, in the order of the text; infinity makes all infinite.
         window_tokens: tokens scored in each window.
         confidence: of the two-sided interval.
+        least: what the mean cannot be below, e.g. 0 for a divergence.
+
+    Returns:
+        Mean and bounds in the unit of `values`, of one window `least` and infinity; `n` counts windows.
 
     Raises:
-        MeasurementError: no window, a window without tokens, NaN, or a reference of infinite loss.
+        MeasurementError: no window, a window without tokens, NaN, or minus infinity.
     """
-    n = len(nll_difference)
+    n = len(values)
     if n != len(window_tokens) or any(tokens < 1 for tokens in window_tokens):
         raise MeasurementError(
             f"every window has tokens, got {n} windows and {list(window_tokens)[:4]} tokens"
         )
-    if n and math.inf in nll_difference and not any(math.isnan(d) or d == -math.inf for d in nll_difference):
+    if n and math.inf in values and not any(math.isnan(value) or value == -math.inf for value in values):
         return Interval(math.inf, math.inf, math.inf, n)
     total = sum(window_tokens)
-    pairs = list(zip(_finite(nll_difference), window_tokens, strict=True))
-    mean = math.fsum(d * tokens for d, tokens in pairs) / total
+    mean = _dot(_finite(values), window_tokens) / total
     if n == 1:
-        return Interval(_exp(mean), 0.0, math.inf, n)
-    spread = math.fsum((tokens * (d - mean)) ** 2 for d, tokens in pairs)
-    half = _t_quantile(confidence, n - 1) * math.sqrt(spread * n / (n - 1)) / total
-    return Interval(_exp(mean), _exp(mean - half), _exp(mean + half), n)
+        return Interval(mean, least, math.inf, n)
+    shares = [tokens / total for tokens in window_tokens]
+    scores = [share * (value - mean) for share, value in zip(shares, values, strict=True)]
+    half = max(_half_width(shares, scores, reach, confidence) for reach in (1, math.ceil(1.3 * math.sqrt(n))))
+    return Interval(mean, max(least, mean - half), mean + half, n)
+
+
+def window_interval(
+    nll_difference: Sequence[float], window_tokens: Sequence[int], confidence: float = CONFIDENCE
+) -> Interval:
+    """The perplexity ratio with its interval over windows of text: the exponential of `mean_interval`.
+
+    Args:
+        nll_difference: candidate - reference in nats a token, one mean a window in the order of the text;
+            infinity: a candidate that gave a token no probability at all.
+        window_tokens: tokens scored in each window.
+        confidence: of the two-sided interval.
+
+    Raises:
+        MeasurementError: as `mean_interval` does; minus infinity is a reference of infinite loss.
+    """
+    value, low, high, n = mean_interval(nll_difference, window_tokens, confidence)
+    return Interval(_exp(value), _exp(low), _exp(high), n)
+
+
+class McNemar(NamedTuple):
+    """p-values of paired right and wrong answers: "the accuracies differ" and "the candidate is worse"."""
+
+    differs: float
+    worse: float
+
+
+def mcnemar(only_reference_right: int, only_candidate_right: int) -> McNemar:
+    """McNemar's exact test on answers of both models to the same questions.
+
+    Questions that both get right or both wrong say nothing. With equal accuracy the `n` others fall like a coin:
+    `worse = P(heads in n throws >= only_reference_right)`, and `differs` is twice the smaller tail, at most 1.
+
+    Args:
+        only_reference_right: questions that only the reference gets right.
+        only_candidate_right: questions that only the candidate gets right.
+
+    Raises:
+        ValueError: a negative count.
+    """
+    lost, won = _answers(only_reference_right, only_candidate_right)
+    return McNemar(min(1.0, 2 * _heads(max(lost, won), lost + won)), _heads(lost, lost + won))
+
+
+def accuracy_difference(only_reference_right: int, only_candidate_right: int, questions: int) -> Interval:
+    """Accuracy of the candidate minus that of the reference, as a fraction, with a 95 % interval.
+
+    The difference is `rate * (2 share - 1)`: `rate` of the questions with one right answer, `share` of these
+    where the candidate is right. Both have Clopper-Pearson bounds, missed by at most 1 % and 4 %, so that the
+    interval misses by at most 5 % whatever the truth. It leaves out 0 exactly when `mcnemar` has
+    `differs <= 0.04`.
+
+    Args:
+        only_reference_right: questions that only the reference gets right.
+        only_candidate_right: questions that only the candidate gets right.
+        questions: all of them; `n` of the result.
+
+    Raises:
+        ValueError: a negative count, no question, or fewer than those with one right answer.
+    """
+    lost, won, _ = _answers(only_reference_right, only_candidate_right, questions)
+    if questions < max(1, lost + won):
+        raise ValueError(f"there are at least {max(1, lost + won)} questions, got {questions}")
+    rates = _clopper_pearson(lost + won, questions, 0.005)
+    shares = _clopper_pearson(won, lost + won, 0.02)
+    ends = [rate * (2 * share - 1) for rate in rates for share in shares]
+    return Interval((won - lost) / questions, min(ends), max(ends), questions)
 
 
 def needed_samples(
@@ -214,29 +325,57 @@ def _walsh_averages(values: Sequence[float]) -> list[float]:
     return sorted((a + b) / 2 for i, a in enumerate(finite) for b in finite[: i + 1])
 
 
-@lru_cache(maxsize=64)
-def _tail(n: int) -> tuple[float, ...]:
-    """`P(T >= t)` of the signed-rank statistic for t = 0 .. n (n + 1) / 2, from exact counts."""
-    counts = [1]
-    for rank in range(1, n + 1):
-        zeros = [0] * rank
-        counts = [a + b for a, b in zip(counts + zeros, zeros + counts, strict=True)]
-    tail, above = [0.0] * len(counts), 0
-    for t in reversed(range(len(counts))):
-        above += counts[t]
-        tail[t] = above / 2**n
-    return tuple(tail)
+def _half_width(shares: list[float], scores: list[float], reach: int, confidence: float) -> float:
+    """Half of the interval of a mean, with Bartlett's kernel up to `reach` windows (see `mean_interval`)."""
+    kernel = [1 - lag / reach for lag in range(reach)]
+    near = _smoothed(shares, kernel)
+    lost = _dot(shares, near)
+    variance = max(0.0, _dot(scores, _smoothed(scores, kernel))) / (1 - lost)
+    squared = _dot(shares, _smoothed(shares, [weight**2 for weight in kernel]))
+    crossed = math.fsum(share * weight**2 for share, weight in zip(shares, near, strict=True))
+    degrees = (1 - lost) ** 2 / (squared - 2 * crossed + lost**2)
+    return t_quantile(confidence, degrees) * math.sqrt(variance)
 
 
-def _critical(n: int, alpha: float) -> int:
-    """The smallest t with `P(T >= t) <= alpha`, or one more than the largest t where there is none."""
-    return next((t for t, p in enumerate(_tail(n)) if t and p <= alpha), n * (n + 1) // 2 + 1)
+def _smoothed(values: list[float], kernel: list[float]) -> list[float]:
+    """The sums of each value and its neighbours, weighted by `kernel[distance]`."""
+    far = len(kernel) - 1
+    weights = kernel[:0:-1] + kernel
+    padded = [0.0] * far + values + [0.0] * far
+    return [_dot(weights, padded[i : i + 2 * far + 1]) for i in range(len(values))]
 
 
-def _t_quantile(confidence: float, degrees: int) -> float:
-    from scipy.special import stdtrit  # slow to import, and needed for text only
+def t_quantile(confidence: float, degrees: float) -> float:
+    """How many standard errors a two-sided interval reaches with Student's t."""
+    from scipy.special import stdtrit  # slow to import, and not needed for time and energy
 
     return float(stdtrit(degrees, (1 + confidence) / 2))
+
+
+def _answers(*counts: int) -> tuple[int, ...]:
+    if any(index(count) < 0 for count in counts):
+        raise ValueError(f"a count of answers is 0 or more, got {min(counts)}")
+    return counts
+
+
+def _heads(least: int, throws: int) -> float:
+    """The chance of at least so many heads in so many throws of a coin."""
+    from scipy.special import betainc
+
+    return float(betainc(least, throws - least + 1, 0.5)) if least else 1.0
+
+
+def _clopper_pearson(hits: int, of: int, miss: float) -> tuple[float, float]:
+    """Bounds of a probability, each missed by at most `miss` (Clopper, Pearson, 1934)."""
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(hits, of - hits + 1, miss)) if hits else 0.0
+    high = float(betaincinv(hits + 1, of - hits, 1 - miss)) if hits < of else 1.0
+    return low, high
+
+
+def _dot(left: Sequence[float], right: Sequence[float]) -> float:
+    return math.fsum(a * b for a, b in zip(left, right, strict=True))
 
 
 def _needed(n: int, gap: float, distance: float, minimum: int) -> int | None:
@@ -245,7 +384,7 @@ def _needed(n: int, gap: float, distance: float, minimum: int) -> int | None:
     if not math.isfinite(distance):
         return minimum if n < minimum else None
     wanted = n * (distance / gap) ** 2
-    return max(minimum, math.ceil(wanted)) if wanted <= _MOST else None
+    return max(minimum, math.ceil(wanted)) if wanted <= MOST_SAMPLES else None
 
 
 def _log_over(above: float, below: float) -> float:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import scipy.signal
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmslim.sequential import ALPHA, LOOKS, RESERVE, Family, looks_up_to
-from pytest_llmslim.statistics import holm, minimum_blocks
+from pytest_llmslim.statistics import (
+    block_medians,
+    holm,
+    minimum_blocks,
+    rank_sum_tail,
+    signed_rank_p_greater,
+)
 
 SHARED = 1 - RESERVE
 # What a gate is in a simulation: whether it is truly worse, and its p-value.
@@ -195,3 +205,78 @@ def test_alarms_of_gates_that_depend_on_each_other() -> None:
     generator = np.random.default_rng(6)
     alarms = sum(any(decide_in_order(Family(8, 0.2), [p] * 8)) for p in generator.uniform(size=3000).tolist())
     assert 0 < alarms <= 0.2 * 3000 / 8 * 1.4
+
+
+# Simulated noise -----------------------------------------------------------------------------------------
+
+GATES, BLOCKS, PAIRS, RUNS = 20, LOOKS[-1], 4, 600
+
+
+def drift(generator: np.random.Generator, sides: tuple[int, ...]) -> np.ndarray:
+    """AR(1) noise of 10 % in the order of time, which is random within a pair, and 3 % of its own."""
+    steps = int(np.prod(sides[2:]))
+    shocks = generator.normal(0, 0.1 * (1 - 0.9**2) ** 0.5, (sides[0] * sides[1], steps))
+    shocks[:, 0] = generator.normal(0, 0.1, len(shocks))
+    slow = scipy.signal.lfilter([1], [1, -0.9], shocks).reshape(sides)
+    swapped = generator.random(sides[:-1]) < 0.5
+    return np.where(swapped[..., None], slow[..., ::-1], slow) + generator.normal(0, 0.03, sides)
+
+
+def spikes(generator: np.random.Generator, sides: tuple[int, ...]) -> np.ndarray:
+    """Noise of 3 %, and one window of time in twelve takes 1.3 to 3 times as long."""
+    spike = np.log(generator.uniform(1.3, 3, sides))
+    return generator.normal(0, 0.03, sides) + np.where(generator.random(sides) < 0.08, spike, 0)
+
+
+NOISES = {
+    "log-normal 5 %": lambda generator, sides: generator.normal(0, 0.05, sides),
+    "log-normal 10 %": lambda generator, sides: generator.normal(0, 0.10, sides),
+    "log-normal 15 %": lambda generator, sides: generator.normal(0, 0.15, sides),
+    "spikes 8 %": spikes,
+    "AR(1) drift 10 %": drift,
+}
+
+
+def smallest_p(medians: np.ndarray, shift: float) -> np.ndarray:
+    """The smallest signed-rank p-value of all looks at block medians of shape (..., blocks)."""
+    found = []
+    for look in LOOKS:
+        values = medians[..., :look] - shift
+        ranks = np.abs(values).argsort(-1).argsort(-1) + 1
+        found.append(np.array(rank_sum_tail(look))[np.where(values > 0, ranks, 0).sum(-1)])
+    return np.min(found, axis=0)
+
+
+def upper_bound(alarms: int, runs: int) -> float:
+    """The one-sided 95 % Clopper-Pearson bound of a rate."""
+    return float(scipy.stats.beta.ppf(0.95, alarms + 1, runs - alarms))
+
+
+def test_false_alarms_of_twenty_gates_on_simulated_noise() -> None:
+    """Equal models, five noises, twenty gates, all looks: at most 1 % of runs are red, surely.
+
+    Against a limit of 2 %, for each noise apart (600 runs); and without a limit, where only the level of the test
+    keeps it from failing, over all noises (3000 runs).
+    """
+    generator = np.random.default_rng(20260801)
+    without_limit = 0
+    for name, noise in NOISES.items():
+        sides = noise(generator, (RUNS, GATES, BLOCKS, PAIRS, 2))
+        medians = np.median(sides[..., 1] - sides[..., 0], axis=-1)
+        runs = {limit: smallest_p(medians, math.log1p(limit)) * len(LOOKS) for limit in (0.0, 0.02)}
+        red = {
+            limit: sum(any(decide_in_order(Family(GATES), run.tolist())) for run in p_values)
+            for limit, p_values in runs.items()
+        }
+        assert upper_bound(red[0.02], RUNS) <= ALPHA, name
+        without_limit += red[0.0]
+    assert upper_bound(without_limit, RUNS * len(NOISES)) <= ALPHA
+
+
+def test_the_simulation_computes_what_the_package_does() -> None:
+    """Its p-values and medians are those of `signed_rank_p_greater` and `block_medians`."""
+    pairs = np.random.default_rng(4).normal(0.02, 0.05, (5, BLOCKS, PAIRS))
+    medians = [block_medians(run.ravel().tolist(), PAIRS) for run in pairs]
+    assert np.median(pairs, axis=-1) == pytest.approx(np.array(medians))
+    expected = [min(signed_rank_p_greater(run[:look], 0.01) for look in LOOKS) for run in medians]
+    assert smallest_p(np.array(medians), 0.01) == pytest.approx(expected, rel=1e-12)

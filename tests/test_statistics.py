@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.statistics import (
     Interval,
+    accuracy_difference,
     block_estimate,
     block_medians,
     hodges_lehmann,
     holm,
+    mcnemar,
+    mean_interval,
     minimum_blocks,
     needed_samples,
     signed_rank_p_greater,
@@ -60,12 +63,13 @@ def test_p_equals_scipy(signed: tuple[float, ...]) -> None:
     assert signed_rank_p_greater(signed) == pytest.approx(float(expected), abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [20, 40, 50])
-def test_p_equals_scipy_for_many_blocks(n: int) -> None:
-    """The exact distribution also holds at the last look of forty blocks."""
-    drawn = np.random.default_rng(n).normal(0.1, 1, n)
-    expected = scipy.stats.wilcoxon(drawn, alternative="greater", method="exact").pvalue
-    assert signed_rank_p_greater(drawn.tolist()) == pytest.approx(float(expected), abs=1e-12)
+@pytest.mark.parametrize("shift", [0.0, math.log(1.02), -0.3])
+def test_p_equals_scipy_up_to_the_last_look(shift: float) -> None:
+    """From one block to forty, and fifty, with and without a limit, p equals scipy's exact one to 1e-12."""
+    for n in [*range(1, 41), 50]:
+        drawn = np.random.default_rng(n).normal(0.1, 0.3, n)
+        expected = scipy.stats.wilcoxon(drawn - shift, alternative="greater", method="exact").pvalue
+        assert signed_rank_p_greater(drawn.tolist(), shift) == pytest.approx(float(expected), abs=1e-12)
 
 
 @settings(deadline=None, max_examples=50)
@@ -246,14 +250,80 @@ def test_needed_samples(interval: Interval, fail_above: float, pass_below: float
 # Windows of text -----------------------------------------------------------------------------------------
 
 
-def test_equal_windows_are_a_paired_t_interval() -> None:
-    """With equal windows the interval is that of a paired t test on the differences."""
+def by_matrices(values: np.ndarray, tokens: np.ndarray, bandwidth: int) -> float:
+    """Half of the 95 % interval of a mean from its definition: A with variance = values' A values."""
+    n, shares = len(values), tokens / tokens.sum()
+    distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    kernel = np.diag(shares) @ np.maximum(0, 1 - distance / bandwidth) @ np.diag(shares)
+    residuals = np.eye(n) - shares
+    form = residuals.T @ kernel @ residuals
+    # Of independent tokens with variance 1 the window means have 1 / tokens, and the mean 1 / all tokens.
+    seen = form @ np.diag(1 / tokens)
+    form /= np.trace(seen) * tokens.sum()
+    degrees = np.trace(seen) ** 2 / np.trace(seen @ seen)
+    centred = values - values @ shares  # changes nothing but the rounding
+    return scipy.stats.t.ppf(0.975, degrees) * math.sqrt(max(0.0, centred @ form @ centred))
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.integers(1, 500)), min_size=2, max_size=20))
+def test_the_interval_of_a_mean_is_what_its_formula_says(windows: list[tuple[float, int]]) -> None:
+    """Both variances are unbiased for independent tokens, both quantiles Satterthwaite's; the wider one holds."""
+    values, tokens = np.array([w[0] for w in windows]), np.array([w[1] for w in windows])
+    interval = mean_interval(values.tolist(), tokens.tolist())
+    expected = max(
+        by_matrices(values, tokens, 1), by_matrices(values, tokens, math.ceil(1.3 * len(values) ** 0.5))
+    )
+    assert (interval.high - interval.low) / 2 == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert interval.high - interval.value == pytest.approx(interval.value - interval.low, abs=1e-12)
+
+
+def test_windows_that_alternate_are_a_paired_t_interval() -> None:
+    """Where neighbours do not resemble each other, the interval is that of a paired t test."""
     drawn = np.random.default_rng(3).normal(0.04, 0.01, 24)
+    drawn = np.where(np.arange(24) % 2, np.sort(drawn), np.sort(drawn)[::-1])
     interval = window_interval(drawn.tolist(), [255] * 24)
     expected = scipy.stats.ttest_1samp(drawn, 0).confidence_interval(0.95)
     assert interval == pytest.approx(
         (math.exp(drawn.mean()), math.exp(expected.low), math.exp(expected.high), 24)
     )
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=30))
+def test_never_narrower_than_independent_windows(values: list[float]) -> None:
+    """Whatever the order of the text, the interval holds that of a t test on the windows."""
+    interval = mean_interval(values, [255] * len(values))
+    deviation = np.std(values, ddof=1)
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+    assert interval.high - interval.value >= half * (1 - 1e-9) - 1e-12
+
+
+def test_a_text_that_changes_slowly_has_a_wider_interval() -> None:
+    """The same differences are known worse when neighbours resemble each other than when shuffled."""
+    drawn = np.sort(np.random.default_rng(8).normal(0.04, 0.01, 32))
+    widths = [i.high - i.low for i in (mean_interval(d.tolist(), [255] * 32) for d in (drawn, drawn[::-1]))]
+    shuffled = mean_interval(np.random.default_rng(9).permutation(drawn).tolist(), [255] * 32)
+    assert widths[0] == pytest.approx(widths[1])
+    assert widths[0] > 2 * (shuffled.high - shuffled.low)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "held"),
+    [
+        (0.0, {8: 0.977, 16: 0.976, 32: 0.970, 64: 0.970}),
+        (0.3, {8: 0.942, 16: 0.946, 32: 0.945, 64: 0.945}),
+        (0.6, {8: 0.859, 16: 0.888, 32: 0.907, 64: 0.921}),
+    ],
+)
+def test_coverage_where_neighbours_resemble_each_other(correlation: float, held: dict[int, float]) -> None:
+    """The shares in the docstring, which 20,000 texts gave, come out again of 500 within 3.5 standard errors."""
+    runs = 500
+    for n, expected in held.items():
+        texts = np.random.default_rng(n).normal(size=(runs, n))
+        for i in range(1, n):
+            texts[:, i] = correlation * texts[:, i - 1] + math.sqrt(1 - correlation**2) * texts[:, i]
+        intervals = [mean_interval(text, [255] * n) for text in texts.tolist()]
+        found = np.mean([i.low <= 0 <= i.high for i in intervals])
+        assert found == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / runs)), n
 
 
 @given(st.lists(st.tuples(st.floats(-1, 1), st.integers(1, 500)), min_size=2, max_size=12))
@@ -293,6 +363,28 @@ def test_edges_of_windows(differences: list[float], interval: Interval) -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "interval"),
+    [
+        ([0.2], Interval(0.2, 0.0, INF, 1)),
+        ([0.0, 0.0], Interval(0.0, 0.0, 0.0, 2)),
+        ([0.1, INF], Interval(INF, INF, INF, 2)),
+    ],
+)
+def test_edges_of_a_mean(values: list[float], interval: Interval) -> None:
+    """A divergence is never below 0, and one window says nothing of what it might be."""
+    assert mean_interval(values, [255] * len(values), least=0.0) == interval
+
+
+def test_a_divergence_is_not_below_nothing() -> None:
+    """The low bound is cut where the quantity ends, and nothing else changes."""
+    values = [0.001, 0.0, 0.0, 0.02]
+    plain, cut = mean_interval(values, [255] * 4), mean_interval(values, [255] * 4, least=0.0)
+    assert plain.low < 0 == cut.low
+    assert (plain.value, plain.high) == (cut.value, cut.high)
+    assert mean_interval(values, [255] * 4, 0.5).low > plain.low
+
+
+@pytest.mark.parametrize(
     ("differences", "tokens", "message"),
     [
         ([], [], "at least one log ratio"),
@@ -320,6 +412,68 @@ def test_pairing_beats_two_intervals() -> None:
     unpaired = 2 * 1.98 * math.hypot(reference_nll.std(), (reference_nll + differences).std()) / 10
     assert math.log(paired.high / paired.low) < unpaired / 20
     assert paired.source == "windows of text"
+
+
+# Right and wrong answers ---------------------------------------------------------------------------------
+
+answers = st.integers(0, 300)
+
+
+@given(answers, answers)
+def test_mcnemar_equals_scipy(lost: int, won: int) -> None:
+    """Both p-values are those of a binomial test with a fair coin."""
+    found = mcnemar(lost, won)
+    if lost + won == 0:
+        assert found == (1.0, 1.0)
+        return
+    assert found.differs == pytest.approx(scipy.stats.binomtest(lost, lost + won).pvalue, rel=1e-9)
+    worse = scipy.stats.binomtest(lost, lost + won, alternative="greater").pvalue
+    assert found.worse == pytest.approx(worse, rel=1e-9)
+
+
+def test_mcnemar_by_hand() -> None:
+    """Five questions lost and none won: one coin pattern in 32."""
+    assert mcnemar(5, 0) == pytest.approx((2 / 32, 1 / 32))
+    assert mcnemar(0, 5) == pytest.approx((2 / 32, 1.0))
+    assert mcnemar(7, 7).differs == 1.0
+    expected = sum(math.comb(900, k) for k in range(480, 901)) / 2**900
+    assert mcnemar(480, 420).worse == pytest.approx(expected, rel=1e-10)
+
+
+def test_impossible_answers() -> None:
+    """A count is a whole number of at least 0, and all questions are at least those that differ."""
+    with pytest.raises(ValueError, match="a count of answers is 0 or more, got -1"):
+        mcnemar(3, -1)
+    with pytest.raises(TypeError):
+        mcnemar(3, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there are at least 5 questions, got 4"):
+        accuracy_difference(3, 2, 4)
+    with pytest.raises(ValueError, match="there are at least 1 questions, got 0"):
+        accuracy_difference(0, 0, 0)
+
+
+@given(answers, answers, st.integers(0, 300))
+def test_the_accuracy_difference_agrees_with_mcnemar(lost: int, won: int, same: int) -> None:
+    """0 is outside the interval exactly when the test finds a difference at 4 %; losing mirrors winning."""
+    questions = max(1, lost + won + same)
+    interval = accuracy_difference(lost, won, questions)
+    assert interval.low <= interval.value == (won - lost) / questions <= interval.high
+    assert (interval.low > 0 or interval.high < 0) == (mcnemar(lost, won).differs <= 0.04)
+    mirrored = accuracy_difference(won, lost, questions)
+    assert (-mirrored.value, -mirrored.high, -mirrored.low) == pytest.approx(interval[:3], abs=1e-12)
+
+
+def test_the_accuracy_difference_covers_every_truth() -> None:
+    """Over all outcomes of 15 questions, for many true rates: the interval never misses in more than 5 %."""
+    n = 15
+    outcomes = [(lost, won) for lost in range(n + 1) for won in range(n + 1 - lost)]
+    intervals = np.array([accuracy_difference(*outcome, n)[1:3] for outcome in outcomes])
+    counts = np.array([(lost, won, n - lost - won) for lost, won in outcomes])
+    for lost in np.arange(0, 1.01, 0.05):
+        for won in np.arange(0, 1.01 - lost, 0.05):
+            rates = [lost, won, max(0.0, 1 - lost - won)]
+            held = (intervals[:, 0] <= won - lost + 1e-12) & (won - lost - 1e-12 <= intervals[:, 1])
+            assert scipy.stats.multinomial.pmf(counts, n, rates / np.sum(rates))[held].sum() >= 0.95
 
 
 # Recorded noise ------------------------------------------------------------------------------------------
