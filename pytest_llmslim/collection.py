@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pytest_llmslim import marker
 from pytest_llmslim.errors import SettingError, SlimError
 from pytest_llmslim.recipe import Recipe, parse
+from pytest_llmslim.records import Key
 from pytest_llmslim.registry import BUILTIN_METHODS, Registry
 from pytest_llmslim.state import FIXTURE, is_ours
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from pytest_llmslim.gate import Thresholds
     from pytest_llmslim.settings import Settings
 
 
@@ -137,12 +139,46 @@ def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytes
 
 
 def key_names(item: pytest.Item) -> tuple[str, str]:
-    """Suite and test as they stand in a baseline: module name, and test name without our parameters.
+    """Suite and test as they stand in a baseline: module name, and test name (after its class) without our parameters.
 
     Never the node id, which `--dist loadgroup` changes.
     """
-    module = getattr(item, "module", None)
+    module, group = getattr(item, "module", None), getattr(item, "cls", None)
     suite = (module.__name__ if module else item.path.stem).removeprefix("pytest_llmslim.")
     case = case_of(item)
     name = item.name.replace(case.id, "", 1) if case else item.name
-    return suite, name.replace("[-", "[").replace("-]", "]").replace("[]", "")
+    name = name.replace("[-", "[").replace("-]", "]").replace("[]", "")
+    return suite, f"{group.__qualname__}.{name}" if group else name
+
+
+def key_of(item: pytest.Item) -> Key | None:
+    """The key of a test's measurement, with an empty recipe where it brings its own candidates.
+
+    `None` for a test that is not ours or takes no recipe that was asked for.
+    """
+    case = case_of(item)
+    return Key(*key_names(item), case.label, case.recipe.text if case.recipe else "") if case else None
+
+
+def subject_of(item: pytest.Item) -> str:
+    """How one of our tests is called in a sentence."""
+    key = key_of(item)
+    return f"{key.recipe or key.test} on {key.model}" if key else item.name
+
+
+def noted(collected: Iterable[pytest.Item], running: Iterable[pytest.Item]) -> dict[str, list[list[str]]]:
+    """Keys of tests before and after deselection, as plain lists that xdist can carry."""
+    return {
+        name: [[key.suite, key.test, key.model, key.recipe] for item in items if (key := key_of(item))]
+        for name, items in (("collected", collected), ("running", running))
+    }
+
+
+def expected(items: Iterable[pytest.Item], settings: Settings) -> list[tuple[Key, Thresholds]]:
+    """Key (see `key_of`) and thresholds of each of our tests that will run.
+
+    Raises:
+        SettingError: a threshold of a marker is unusable.
+    """
+    cases = ((key_of(item), case_of(item)) for item in items)
+    return [(key, settings.thresholds(**case.keywords)) for key, case in cases if key and case]

@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmslim.state import settings_of
+from pytest_llmslim.state import COLLECTED, RECORDS, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmslim.records import Record
+
+INTERRUPTED = (
+    "--llm-update wrote no baseline, since the run was interrupted: let it end, or name the tests that are to be "
+    "accepted; what was measured is in {}/results.jsonl."
+)
 
 
 class Ledger:
@@ -27,16 +32,52 @@ class Ledger:
         self.unmeasured: list[tuple[str, str]] = []
         self.changes: list[str] = []
         self.troubles: list[str] = []
+        self.missing: tuple[str, ...] = ()
+        self.remarks: list[str] = []
+        self.interrupted = False
+        self._collected: dict[str, list[list[str]]] = {}
+        self._passed: set[tuple[str, ...]] = set()
+        self._reasons: dict[tuple[str, ...], str] = {}
+
+    # What arrives ------------------------------------------------------------------------------------------
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the records off a report."""
+        """Take the records off a report, and note how the test ended."""
+        label = getattr(report, "llmslim_label", None)
+        if label is None:
+            return
+        remark = getattr(report, "llmslim_remark", "")
+        if remark and remark not in self.remarks:
+            self.remarks.append(remark)
         records = getattr(report, "llmslim", ())
         for data in records:
             self._take(data)
-        label = getattr(report, "llmslim_label", None)
-        if label and not records and not report.passed:
+        self._note(report, label, measured=bool(records))
+
+    def _note(self, report: pytest.TestReport, label: str, *, measured: bool) -> None:
+        key = tuple(getattr(report, "llmslim_key", None) or ())
+        if report.when == "teardown":
+            return
+        if report.passed:
+            if report.when == "call":
+                self._passed.add(key)
+            return
+        self._reasons[key] = _first_line(report)
+        if not measured:
             self.unmeasured.append((label, _first_line(report)))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:  # noqa: ANN401  # xdist's WorkerController
+        """Learn from a worker of xdist what there was to do."""
+        self._collected = getattr(node, "workeroutput", {}).get("llmslim", self._collected)
+
+    def keep(self, records: list[Record]) -> None:
+        """Take records of a test that will have no report."""
+        from pytest_llmslim.encoding import to_builtins
+
+        for record in records:
+            self._take(to_builtins(record))
 
     def _take(self, data: dict[str, Any]) -> None:
         import json
@@ -47,31 +88,84 @@ class Ledger:
         self.records.append(from_builtins(Record, data))
         self._write("results.jsonl", json.dumps(data, sort_keys=True) + "\n", append=len(self.records) > 1)
 
+    # The end of the run ------------------------------------------------------------------------------------
+
     @pytest.hookimpl
-    def pytest_sessionfinish(self) -> None:
-        """Write the summary, and the baselines where asked."""
-        if not self.records:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the summary, and the baselines where asked; fail where a comparison went away silently."""
+        chosen = settings_of(self.config) if self._has_something() or self._all_keys() else None
+        if chosen is None:
+            return
+        self.interrupted = exitstatus not in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.TESTS_FAILED,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+        )
+        failed = False
+        if not (self.interrupted or session.shouldfail or session.shouldstop or _only_collects(self.config)):
+            self.missing = self._absent(chosen.baseline)
+            failed = chosen.strict and bool(self.missing)
+        self._write_summary()
+        if self.records and chosen.update:
+            failed |= not self._update(chosen.baseline, anchor=chosen.anchor)
+        if failed and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _has_something(self) -> bool:
+        return bool(self.records or self.unmeasured or self.missing or self.remarks)
+
+    def _all_keys(self) -> dict[str, list[list[str]]]:
+        return self.config.stash.get(COLLECTED, self._collected)
+
+    def _absent(self, folder: Path) -> tuple[str, ...]:
+        """Sentences on baselines with which nothing was compared."""
+        from pytest_llmslim.absent import Run, absent
+        from pytest_llmslim.baselines import Store, path_of
+        from pytest_llmslim.errors import BaselineError
+        from pytest_llmslim.records import Key
+
+        keys = self._all_keys()
+        run = Run(
+            collected=tuple(Key(*names) for names in keys.get("collected", ())),
+            running=frozenset(Key(*names) for names in keys.get("running", ())),
+            measured=frozenset(record.key for record in self.records),
+            passed=frozenset(Key(*names) for names in self._passed if names),
+            reasons={Key(*names): reason for names, reason in self._reasons.items() if names},
+            narrowed=_narrowed(self.config),
+        )
+        try:
+            return absent(Store(folder).keys(), run, lambda key: self._near(path_of(folder, key)))
+        except BaselineError as error:
+            self._trouble(str(error))
+            return ()
+
+    def _write_summary(self) -> None:
+        if not self._has_something():
             return
         import json
 
         from pytest_llmslim.reports.files import summary
 
-        settings = settings_of(self.config)
-        self._write(
-            "summary.json",
-            json.dumps(summary(self.records, self.unmeasured), indent=1, sort_keys=True) + "\n",
-        )
-        if settings.update:
-            self._update(settings.baseline)
+        if not self.records:
+            self._write("results.jsonl", "")  # those of an earlier run are not of this one
+        found = summary(self.records, self.unmeasured)
+        found |= {"missing": list(self.missing), "interrupted": self.interrupted}
+        self._write("summary.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
 
-    def _update(self, folder: Path) -> None:
+    def _update(self, folder: Path, *, anchor: bool) -> bool:
+        """Write the baselines; whether that was done."""
         from pytest_llmslim.baselines import Store, told
         from pytest_llmslim.errors import BaselineError
 
+        if self.interrupted:  # accepting is deliberate, and half of it was not meant
+            self._trouble(INTERRUPTED.format(self._near(settings_of(self.config).results)))
+            return False
         try:
-            self.changes = told(Store(folder).update(self.records))
+            self.changes = told(Store(folder).update(self.records, anchor=anchor))
         except BaselineError as error:
-            self.troubles.append(str(error))
+            self._trouble(str(error))
+            return False
+        return True
 
     def _write(self, name: str, text: str, *, append: bool = False) -> None:
         folder = settings_of(self.config).results
@@ -83,14 +177,18 @@ class Ledger:
             with (folder / name).open("a" if append else "w", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            trouble = f"{folder / name} cannot be written ({error.strerror}); give another folder with --llm-results."
-            if trouble not in self.troubles:
-                self.troubles.append(trouble)
+            self._trouble(
+                f"{folder / name} cannot be written ({error.strerror}); give another folder with --llm-results."
+            )
+
+    def _trouble(self, sentence: str) -> None:
+        if sentence not in self.troubles:
+            self.troubles.append(sentence)
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:  # noqa: ANN401
         """Print the ranked table."""
-        if not (self.records or self.unmeasured):
+        if not (self._has_something() or self.troubles):
             return
         from pytest_llmslim.reports.terminal import Shown, lines
 
@@ -102,9 +200,10 @@ class Ledger:
             tuple(self.troubles),
             self._near(settings.baseline),
             self._near(settings.results),
-            settings.update,
+            settings.update and not self.interrupted,
             config.get_verbosity() > 0,
             terminalreporter._tw.fullwidth,
+            missing=(*self.missing, *self.remarks),
         )
         terminalreporter.section("compressed language models")
         for line, markup in lines(shown):
@@ -116,11 +215,24 @@ class Ledger:
         return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) -> None:
-    """Put records on a report, and their figures where JUnit shows them: on the item, whose teardown it reads."""
+def attach(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Put on a report of one of our tests what the controller has to know, as plain builtins.
+
+    Records go on the report of the call, and their figures where JUnit shows them: on the item, whose teardown
+    it reads.
+    """
+    from pytest_llmslim import collection, deadline
     from pytest_llmslim.encoding import to_builtins
     from pytest_llmslim.reports.files import figures
 
+    case, key = collection.case_of(item), collection.key_of(item)
+    report.llmslim_label = case.id if case else item.name  # type: ignore[attr-defined]
+    report.llmslim_key = [key.suite, key.test, key.model, key.recipe] if key else []  # type: ignore[attr-defined]
+    reason = deadline.why_not() if settings_of(item.config).timeout else ""
+    report.llmslim_remark = f"--llm-timeout is not enforced: {reason}." if reason else ""  # type: ignore[attr-defined]
+    records = item.stash.get(RECORDS, None)
+    if report.when != "call" or not records:
+        return
     report.llmslim = [to_builtins(record) for record in records]  # type: ignore[attr-defined]
     for record in records:
         prefix = "llmslim." if len(records) == 1 else f"llmslim.{record.key.recipe}."
@@ -129,6 +241,16 @@ def attach(item: pytest.Item, report: pytest.TestReport, records: list[Record]) 
             for name, value in figures(record).items()
             if value is not None
         ]
+
+
+def _narrowed(config: pytest.Config) -> bool:
+    """Whether tests or recipes were picked by name, so that what was collected is not all there is."""
+    picked = any("::" in str(argument) for argument in config.args)
+    return picked or bool(settings_of(config).recipes) or bool(config.getoption("lf", False))
+
+
+def _only_collects(config: pytest.Config) -> bool:
+    return bool(config.getoption("collectonly", False))
 
 
 def _first_line(report: pytest.TestReport) -> str:

@@ -27,6 +27,15 @@ def read(markers: Iterable[Any]) -> dict[str, Any]:
     return found
 
 
+def limits(markers: Iterable[Any]) -> dict[str, Any]:
+    """The thresholds that `llm` markers among some markers give, as written, nearest first."""
+    found: dict[str, Any] = {}
+    for marker in markers:
+        if marker.name == "llm":
+            found = {key: value for key, value in marker.kwargs.items() if key in THRESHOLDS} | found
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _check(marker: Any) -> None:  # noqa: ANN401  # pytest.Mark
     if marker.args:
         raise SettingError(

@@ -6,16 +6,32 @@ nothing else; rooms are imported inside the hooks that need them, which run only
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llmslim import settings
-from pytest_llmslim.errors import SlimError
-from pytest_llmslim.state import ERRORS, FIXTURE, RECORDS, REFUSAL, SESSION, is_ours, settings_of
+from pytest_llmslim.errors import SlimError, TimeLimitError
+from pytest_llmslim.options import BY_NAME
+from pytest_llmslim.state import (
+    COLLECTED,
+    DEADLINE,
+    ERRORS,
+    FIXTURE,
+    FORESEEN,
+    RECORDS,
+    REFUSAL,
+    SESSION,
+    is_ours,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from contextlib import AbstractContextManager
+
+    from pytest_llmslim.records import Record
 
 MARKER = (
     "llm(*, model, models, recipe, recipes, max_perplexity_increase, max_time_increase, max_energy_increase, max_opt): "
@@ -37,6 +53,18 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     from pytest_llmslim import hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """With `--llm-calibrate`, measure the noise of this machine instead of running tests."""
+    try:
+        if config.getoption("help", False) or not settings.lookup(config, BY_NAME["calibrate"]).value:
+            return None
+        from pytest_llmslim.calibrate import main
+
+        return main(config)
+    except SlimError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,11 +103,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     errors.extend(collection.parametrize(metafunc, settings_of(config)))
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse what cannot run, then sort so that each model is loaded and each candidate built once."""
-    if not any(map(is_ours, items)):
-        return
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, object, object]:
+    """Refuse what cannot run, then sort so that each model is loaded and each candidate built once.
+
+    Around all others: what was collected is noted before anything is deselected, and what runs after it.
+    """
+    ours = [item for item in items if is_ours(item)]
+    result = yield
+    if ours:
+        _arrange(config, items, ours)
+    return result
+
+
+def _arrange(config: pytest.Config, items: list[pytest.Item], ours: list[pytest.Item]) -> None:
     from pytest_llmslim import collection
 
     sentence = _refusal(config)
@@ -92,6 +131,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = kept
+    config.stash[FORESEEN] = collection.expected(kept, settings_of(config))
+    config.stash[COLLECTED] = collection.noted(ours, kept)
+    if hasattr(config, "workeroutput"):  # the controller of xdist collects nothing itself
+        config.workeroutput["llmslim"] = config.stash[COLLECTED]
 
 
 def _refusal(config: pytest.Config) -> str:
@@ -100,10 +143,14 @@ def _refusal(config: pytest.Config) -> str:
 
     found: list[str] = config.stash[ERRORS]
     errors = list(dict.fromkeys(found))
-    try:
-        baselines.load_all(settings_of(config).baseline)
-    except SlimError as error:
-        errors.append(str(error))
+    chosen = settings_of(config)
+    if chosen.anchor and not chosen.update:
+        errors.append("--llm-anchor goes with --llm-update, which writes the baselines; give both.")
+    for check in (chosen.limits, lambda: baselines.load_all(chosen.baseline)):
+        try:
+            check()
+        except SlimError as error:
+            errors.append(str(error))
     return "\n".join(errors)
 
 
@@ -113,48 +160,83 @@ def _refusal(config: pytest.Config) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """Show what a user can mend as one sentence, without a traceback."""
-    refusal = item.config.stash.get(REFUSAL, "")
-    if refusal and is_ours(item):
-        pytest.fail(refusal, pytrace=False)
-    return (yield from _sentences())
+    if is_ours(item):
+        refusal = item.config.stash.get(REFUSAL, "")
+        if refusal:
+            pytest.fail(refusal, pytrace=False)
+        _set_deadline(item)
+    return (yield from _guarded(item))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Fail the test after its body when a verdict says so: JUnit, xfail and xdist all see it."""
-    result = yield from _sentences()
-    records = item.stash.get(RECORDS, None)
-    if records:
-        from pytest_llmslim import gate
-
-        message = gate.failure(
-            [v for record in records for v in record.verdicts], strict=settings_of(item.config).strict
-        )
-        if message:
-            pytest.fail(message, pytrace=False)
+    try:
+        result = yield from _guarded(item)
+    except KeyboardInterrupt:
+        _keep(item)
+        raise
+    message = _verdict(item, item.stash.get(RECORDS, []))
+    if message:
+        pytest.fail(message, pytrace=False)
     return result
 
 
-def _sentences() -> Generator[None, Any, Any]:
+def _set_deadline(item: pytest.Item) -> None:
+    """The clock of a test starts here; a test that runs again has all its time again."""
+    seconds = settings_of(item.config).timeout
+    if seconds is not None:
+        from pytest_llmslim import collection, deadline
+
+        item.stash[DEADLINE] = deadline.Deadline(collection.subject_of(item), seconds)
+
+
+def _guarded(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Run a phase of a test within its time limit, and show what a user can mend as one sentence."""
+    limit: AbstractContextManager[None] = nullcontext()
+    if DEADLINE in item.stash:
+        limit = item.stash[DEADLINE].enforced()
     try:
-        return (yield)
+        with limit:
+            return (yield)
     except SlimError as error:
         sentence = str(error)
+        if isinstance(error, TimeLimitError) and SESSION in item.config.stash:
+            item.config.stash[SESSION].discard()  # models may be half moved or half compressed
     pytest.fail(sentence, pytrace=False)  # outside the handler: pytest prints whatever was being handled
+
+
+def _verdict(item: pytest.Item, records: list[Record]) -> str:
+    """What fails a test whose body passed, a line each; empty when nothing does."""
+    if records:
+        from pytest_llmslim import gate
+
+        verdicts = [verdict for record in records for verdict in record.verdicts]
+        return gate.failure(verdicts, strict=settings_of(item.config).strict)
+    if any(mark.name == "llm" for mark in item.own_markers):
+        from pytest_llmslim import marker
+
+        limits = marker.limits(item.own_markers)
+        given = ", ".join(f"{name}={value}" for name, value in limits.items())
+        return f"{item.name}: {given} was never checked; call llm.measure()." if limits else ""
+    return ""
+
+
+def _keep(item: pytest.Item) -> None:
+    """Hand over what an interrupted test has measured: there will be no report on it."""
+    ledger = item.config.pluginmanager.get_plugin("llmslim-ledger")
+    if ledger is not None and RECORDS in item.stash:
+        ledger.keep(item.stash[RECORDS])
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Put the records on the report as plain builtins: xdist carries them to the controller."""
     report: pytest.TestReport = yield
-    records = item.stash.get(RECORDS, None)
     if is_ours(item):
-        from pytest_llmslim import collection, ledger
+        from pytest_llmslim import ledger
 
-        case = collection.case_of(item)
-        report.llmslim_label = case.id if case else item.name  # type: ignore[attr-defined]
-        if report.when == "call" and records:
-            ledger.attach(item, report, records)
+        ledger.attach(item, report)
     return report
 
 

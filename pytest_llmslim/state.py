@@ -13,7 +13,11 @@ from pytest_llmslim import settings
 from pytest_llmslim.errors import SlimError
 
 if TYPE_CHECKING:
-    from pytest_llmslim.records import Record
+    from collections.abc import Sequence
+
+    from pytest_llmslim.deadline import Deadline
+    from pytest_llmslim.gate import Thresholds
+    from pytest_llmslim.records import Key, Record
     from pytest_llmslim.session import Session
 
 FIXTURE = "llm_case"
@@ -24,6 +28,10 @@ SESSION: pytest.StashKey[Session] = pytest.StashKey()
 RECORDS: pytest.StashKey[list[Record]] = pytest.StashKey()
 ERRORS = pytest.StashKey[list[str]]()
 REFUSAL = pytest.StashKey[str]()
+FORESEEN: pytest.StashKey[Sequence[tuple[Key, Thresholds]]] = pytest.StashKey()
+DEADLINE: pytest.StashKey[Deadline] = pytest.StashKey()
+COLLECTED = pytest.StashKey[dict[str, list[list[str]]]]()
+"""Keys of our tests as plain lists, under `collected` and, without the deselected, under `running`."""
 
 
 def is_ours(item: pytest.Item) -> bool:
@@ -48,6 +56,6 @@ def session_of(config: pytest.Config) -> Session:
         from pytest_llmslim.session import Session
 
         workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
-        config.stash[SESSION] = Session(settings_of(config), workers)
+        config.stash[SESSION] = Session(settings_of(config), workers, config.stash.get(FORESEEN, ()))
         config.stash[SESSION].progress = progress_of(config)
     return config.stash[SESSION]

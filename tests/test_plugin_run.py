@@ -278,7 +278,7 @@ def test_under_xdist_quality_is_judged_and_cost_is_not_measured(pytester, small)
     assert (pytester.path / "llm-results/results.jsonl").read_text().count("\n") == 2
     rows = json.loads((pytester.path / "llm-results/summary.json").read_text())["rows"]
     assert {row["time_ratio"]["reason"] for row in rows if row["recipe"] == "int8"} == {
-        "timed while 2 workers shared the machine; run without -n to measure cost"
+        "cost is not measured while 2 workers share the machine; run without -n"
     }
 
 
