@@ -29,6 +29,7 @@ from reliability.rules import gates_of, runs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from reliability.noise import Recorded
     from reliability.rules import Decision
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.live:
         return live.main(options)
     streams = []
-    for kind, folder in (("given", options.noise), ("fresh", options.recordings)):
+    folders: dict[Recorded, Path] = {"given": options.noise, "fresh": options.recordings}
+    for kind, folder in folders.items():
         found = recorded(folder, kind)
         streams += found
         if not found:

@@ -172,9 +172,10 @@ def measure(model: str, work: tuple[int, int], window: int, pairs: int, seed: in
     }
     passage = cut(grammar_text(2), loaded.tokenizer, tokens=16 * (window - 1), **shape)
     models = [loaded.module, copy_model(loaded.module)]
-    repeated = [Repeated(inner, times).eval() for inner, times in zip(models, work, strict=True)]
+    reference, candidate = (Repeated(inner, times).eval() for inner, times in zip(models, work, strict=True))
     plan = Plan(rounds=pairs, seed=seed, device="cpu")
-    return Duet(*repeated, passage, plan, NullMeter("only time is recorded"), "noise").run()
+    meter = NullMeter("only time is recorded")
+    return Duet(reference, candidate, passage, plan, meter, "noise").run()
 
 
 if __name__ == "__main__":

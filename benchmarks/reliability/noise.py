@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
+Recorded = Literal["given", "fresh"]
+"""Before the gate was written, and with its own measuring code."""
 TRUTHS: Final = (0.0, 0.05, 0.10, 0.20)
 """What the candidate takes longer; the first is A/A."""
 PER_BLOCK: Final = 4
@@ -31,7 +33,7 @@ class Stream:
     """Blocks of pairs in the order in which they were timed.
 
     Args:
-        kind: `simulated`, `given` (recorded before the gate was written) or `fresh` (recorded with its own code).
+        kind: simulated, or which recordings.
         noise: a row of the tables.
         truth: by how much the candidate takes longer, a fraction.
         times: seconds, of shape (blocks, pairs, reference or candidate, clock): wall and CPU, or one clock.
@@ -40,7 +42,7 @@ class Stream:
         busy: loops that ran beside it.
     """
 
-    kind: Literal["simulated", "given", "fresh"]
+    kind: Literal["simulated"] | Recorded
     noise: str
     truth: float
     times: Array
@@ -127,7 +129,7 @@ def read(path: Path) -> Recording:
     return Recording(meta["wl"].removeprefix("b"), meta.get("busy", 0), truths, blocks)
 
 
-def recorded(folder: Path, kind: Literal["given", "fresh"]) -> list[Stream]:
+def recorded(folder: Path, kind: Recorded) -> list[Stream]:
     """The streams of all recordings in a folder, in the order of their names; none where there is no folder.
 
     The stored run of a session is the reference in the next session of the same workload; with a single one,
@@ -140,7 +142,7 @@ def recorded(folder: Path, kind: Literal["given", "fresh"]) -> list[Stream]:
     return [stream for group in groups.values() for stream in _streams(group, kind)]
 
 
-def _streams(group: list[Recording], kind: Literal["given", "fresh"]) -> Iterator[Stream]:
+def _streams(group: list[Recording], kind: Recorded) -> Iterator[Stream]:
     for number, recording in enumerate(group):
         other = group[(number + 1) % len(group)].times[:, :, 0, 0]
         offset = len(other) // 2 if len(group) == 1 else 0
