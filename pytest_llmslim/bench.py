@@ -239,7 +239,7 @@ def _middle(readings: list[Reading]) -> Reading:
 def _divergence(measured: Measured) -> Divergence:
     low, high = (None, None)
     if len(measured.kl) > 1:
-        _, low, high, _ = mean_interval(measured.kl, measured.window_tokens)
+        _, low, high, _ = mean_interval(measured.kl, measured.window_tokens, least=0.0)
     return Divergence(measured.mean_kl, measured.top1, low, high)
 
 

@@ -15,6 +15,7 @@ from pytest_llmslim import judging, units
 from pytest_llmslim.comparability import no_number
 from pytest_llmslim.errors import MeasurementError, ScoreError, SettingError
 from pytest_llmslim.judging import Case, Edges
+from pytest_llmslim.planning import detectable_by_windows, windows_to_detect
 from pytest_llmslim.records import Axis, Estimate, Record, Verdict, worst
 from pytest_llmslim.regression import regression
 from pytest_llmslim.sequential import ALPHA
@@ -215,12 +216,17 @@ def _quality_threshold(case: Case, name: str, limit: float) -> Verdict:
 
 
 def _short_text(now: Interval, bound: float) -> str:
-    """What to add when the windows of text leave open on which side of the limit the perplexity is."""
-    if judging.over(now.low, bound) or not judging.over(now.high, bound):
+    """What to add when the text is too short: to know the side of the limit, or for a limit as tight as this."""
+    if not judging.over(now.low, bound) and judging.over(now.high, bound):
+        needed = needed_samples(now, fail_above=bound, pass_below=bound)
+        remedy = f"about {needed} would do (--llm-tokens)" if needed else "no reasonable length would do"
+        return f" {now.n} windows of text are too few to be sure; {remedy}."
+    told = detectable_by_windows(now)
+    if told is None or not 0 < bound - 1 < told:
         return ""
-    needed = needed_samples(now, fail_above=bound, pass_below=bound)
-    remedy = f"about {needed} would do (--llm-tokens)" if needed else "no reasonable length would do"
-    return f" {now.n} windows of text are too few to be sure; {remedy}."
+    needed = windows_to_detect(bound - 1, now)
+    remedy = f"about {needed} would tell {units.percent_limit(bound - 1)} (--llm-tokens)"
+    return f" {now.n} windows of text tell {units.percent(told, signed=False)} at best; {remedy}."
 
 
 def _cost_threshold(case: Case, axis: Axis, limit: float) -> Verdict | None:

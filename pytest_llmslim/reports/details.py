@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,8 @@ from pytest_llmslim.breakeven import (
     time_break_even,
     tokens_a_pass,
 )
-from pytest_llmslim.judging import SOURCES_AGREE, WALL_AGREES
+from pytest_llmslim.judging import SOURCES_AGREE, WALL_AGREES, interval_of
+from pytest_llmslim.planning import detectable_by_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -117,6 +119,9 @@ def _sampling(record: Record) -> list[str]:
         f"{blocks * sampling.per_block} pairs in {blocks} blocks, {len(sampling.looks)} of {sampling.planned} "
         f"looks (at {looks} blocks), each at a level of {sampling.level:.2g}"
     ]
+    told = detectable_by_blocks(interval_of(record.time), sampling.level)
+    if told is not None and math.isfinite(told):
+        out.append(f"so many blocks tell an increase of {units.percent(told, signed=False)} at best")
     if sampling.replaced or sampling.disturbed:
         seen = ", ".join(sampling.disturbances)
         out.append(f"pairs disturbed: {sampling.replaced} replaced, {sampling.disturbed} kept ({seen})")
