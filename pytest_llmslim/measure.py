@@ -24,9 +24,9 @@ import torch
 
 from pytest_llmslim.errors import MeasurementError, SlimError
 from pytest_llmslim.meters.clock import Stopwatch, Ticks
-from pytest_llmslim.meters.disturbance import Watch
+from pytest_llmslim.meters.disturbance import BACKWARDS, Watch
 from pytest_llmslim.meters.memory import PeakMemory
-from pytest_llmslim.models.storage import reallocate, stored_bytes
+from pytest_llmslim.models.storage import movable, reallocate, stored_bytes
 from pytest_llmslim.pairs import Measured, Scores, Tally, energy_pairs, log_ratios, names_of
 from pytest_llmslim.records import Reading, Sampling
 from pytest_llmslim.sequential import LOOKS, looks_up_to
@@ -43,6 +43,8 @@ QUICK_PAIRS, SLOW_PAIRS = 4, 2
 SLOW_RUN_S = 0.5
 REPLACED = 1
 """Pairs of a block that are measured again when disturbed: more would only wait on a machine that stays busy."""
+CLOCK_FAULTS = 10
+"""Pairs whose clock went backwards, after which it is given up: a virtual machine that moves does so once."""
 CACHE_BYTES = 64 * 2**20
 """Weights above this size do not stay in a cache between runs, so a short untimed run warms as well as a long one."""
 WARM_TOKENS = 16
@@ -153,6 +155,8 @@ class Duet:
         # With a margin, since later runs are quicker than the first.
         self.whole_runs = self.meter.method != "unmeasured" and shortest > 1.5 * self.meter.min_window_s
         looks = self.plan.looks(self.per_block)
+        # Walked once: kernels have packed their weights by now, and for small models the walk takes as long as a run.
+        self.tensors = [movable(model) for model in self.models]
         whole = Stopwatch("cpu")
         whole_ns = self.forward_ns = 0
         wanted: Collection[str] = ("time", "energy")
@@ -197,7 +201,7 @@ class Duet:
     def _fresh_block(self) -> Iterator[None]:
         """Both models in new memory, in random order, and no garbage collection inside."""
         order = self.random.sample((0, 1), 2)
-        padding = [reallocate(self.models[side], self.random) for side in order if self.movable]
+        padding = [reallocate(self.tensors[side], self.random) for side in order if self.movable]
         gc.collect()
         gc.disable()
         try:
@@ -220,14 +224,19 @@ class Duet:
                 disturbed = self._pair(order)
                 if disturbed and spare:
                     spare -= 1
-                    self.replaced += 1
-                    self._drop_pair()
-                    disturbed = self._pair(order)
+                    disturbed = self._again(order)
+                while BACKWARDS in disturbed:  # no time at all, so never kept
+                    if self.disturbances[BACKWARDS] > CLOCK_FAULTS:
+                        raise MeasurementError(
+                            f"{self.label}: the clock of this machine went backwards in {CLOCK_FAULTS} pairs, "
+                            f"so nothing can be timed; see to its time source."
+                        )
+                    disturbed = self._again(order)
                 self.disturbed += bool(disturbed)
                 self._report(look * self.per_block)
 
-    def _pair(self, order: tuple[int, int]) -> bool:
-        """One timed run of each model on the next window; whether something from outside disturbed them."""
+    def _pair(self, order: tuple[int, int]) -> tuple[str, ...]:
+        """One timed run of each model on the next window; what disturbed them from outside."""
         index = self.timed[self.pairs % len(self.timed)]
         logits: list[Any] = [None, None]
         self.watch.begin()
@@ -245,14 +254,17 @@ class Duet:
         self.pairs += 1
         if index not in self.scores:
             self.scores.add(index, self.windows[index], *logits)
-        return bool(seen)
+        return seen
 
-    def _drop_pair(self) -> None:
+    def _again(self, order: tuple[int, int]) -> tuple[str, ...]:
+        """Forget the pair measured last, and measure it again."""
+        self.replaced += 1
         self.pairs -= 1
         for tally in self.tallies:
             tally.drop()
             if self.whole_runs:
                 tally.energy.pop()
+        return self._pair(order)
 
     def _score_rest(self) -> None:
         """Quality on the windows that are not timed."""

@@ -45,10 +45,33 @@ class Watched(torch.nn.Module):
         return self.spoil(out) if self.spoil else out
 
 
+class FakeWatch:
+    """Says of each pair, in order, what disturbed it."""
+
+    def __init__(self, *seen):
+        self.seen, self.laps, self.closed = list(seen), 0, False
+
+    def __call__(self, device):
+        return self
+
+    def begin(self):
+        pass
+
+    def lap(self, ticks):
+        self.laps += 1
+
+    def end(self):
+        return self.seen.pop(0) if self.seen else ()
+
+    def close(self):
+        self.closed = True
+
+
 @pytest.fixture
-def duet(passage):
-    """Makes a duet of a tiny model and a changed copy, and the log of their forward passes."""
+def duet(passage, monkeypatch):
+    """Makes a duet of a tiny model and a changed copy on a machine at rest, and the log of their forward passes."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(measure, "Watch", FakeWatch())
 
     def make(spoil=None, meter=None, rounds=8, change=True, progress=None, **plan):
         log = []
@@ -201,28 +224,6 @@ def test_only_what_is_undecided_is_measured_further(duet):
 # Disturbances ---------------------------------------------------------------------------------------------
 
 
-class FakeWatch:
-    """Says of each pair, in order, what disturbed it."""
-
-    def __init__(self, *seen):
-        self.seen, self.laps, self.closed = list(seen), 0, False
-
-    def __call__(self, device):
-        return self
-
-    def begin(self):
-        pass
-
-    def lap(self, ticks):
-        self.laps += 1
-
-    def end(self):
-        return self.seen.pop(0) if self.seen else ()
-
-    def close(self):
-        self.closed = True
-
-
 def test_a_disturbed_pair_is_measured_again_and_counted(duet, monkeypatch):
     """One of a block is replaced, another is kept; both are counted with their causes, and no block is short."""
     steal, load = ("steal time",), ("other load", "steal time")
@@ -254,6 +255,19 @@ def test_a_machine_that_is_always_busy_costs_a_quarter_more(duet, monkeypatch):
     monkeypatch.setattr(measure, "Watch", FakeWatch(*[("steal time",)] * 100))
     sampling = duet(rounds=8)[0].run().sampling
     assert (sampling.replaced, sampling.disturbed) == (2, 8)
+
+
+def test_a_pair_without_a_clock_is_never_kept(duet, monkeypatch):
+    """A clock that steps back now and then costs its pairs; one that always does ends the measurement."""
+    back = ("clock went backwards",)
+    monkeypatch.setattr(measure, "Watch", FakeWatch(back, back, back, (), (), back, ()))
+    sampling = duet(rounds=8)[0].run().sampling
+    assert (sampling.replaced, sampling.disturbed) == (4, 0)
+    monkeypatch.setattr(measure, "Watch", FakeWatch(*[back] * 50))
+    with pytest.raises(
+        MeasurementError, match="int4 on tiny: the clock of this machine went backwards in 10 pairs"
+    ):
+        duet()[0].run()
 
 
 def test_the_watch_is_closed_after_a_failure(duet, monkeypatch):

@@ -56,8 +56,16 @@ def parameter_count(module: nn.Module) -> int:
     )
 
 
-def reallocate(module: nn.Module, rng: random.Random) -> object:
-    """Move all storages, in place, to fresh memory in random order with random gaps.
+def movable(module: nn.Module) -> list[torch.Tensor]:
+    """The tensors that `reallocate` moves.
+
+    All but the quantized tensors that torch.ao's packed objects unpack: those are copies already.
+    """
+    return [tensor for _, tensor in stored_tensors(module) if not tensor.is_quantized]
+
+
+def reallocate(tensors: list[torch.Tensor], rng: random.Random) -> object:
+    """Move all storages of a model, in place, to fresh memory in random order with random gaps.
 
     Memory layout alone makes two equal models differ in time by up to 5 % for a whole process, so timing
     draws a new layout for every block. Values, tied weights and views stay as they are. Needs the bytes of
@@ -66,7 +74,6 @@ def reallocate(module: nn.Module, rng: random.Random) -> object:
     Returns:
         The gaps; keep them as long as the layout is to last.
     """
-    tensors = _movable(module)
     storages = list(_storages(tensors).items())
     rng.shuffle(storages)
     gaps, moved = [], {}
@@ -84,7 +91,7 @@ def copy_model(module: nn.Module) -> nn.Module:
     A plain `copy.deepcopy` would store the weights of bitsandbytes' 8-bit layers twice and leave its 4-bit
     weights pointing to the layers they were copied from.
     """
-    originals = _movable(module)
+    originals = movable(module)
     copied = {key: storage.clone() for key, storage in _storages(originals).items()}
     memo: dict[int, Any] = {id(tensor): _twin(tensor, copied[_key(tensor)]) for tensor in originals}
     twins = [(tensor, memo[id(tensor)]) for tensor in originals]
@@ -136,11 +143,6 @@ def _key(tensor: torch.Tensor) -> Key:
 
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[Key, torch.UntypedStorage]:
     return {_key(tensor): tensor.untyped_storage() for tensor in tensors}
-
-
-def _movable(module: nn.Module) -> list[torch.Tensor]:
-    """All but the quantized tensors that torch.ao's packed objects unpack: those are copies already."""
-    return [tensor for _, tensor in stored_tensors(module) if not tensor.is_quantized]
 
 
 def _view(tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
