@@ -161,9 +161,8 @@ def _critical(blocks: int, alpha: float) -> float:
         return critical_rank_sum(blocks, alpha)
     deviation = math.sqrt(blocks * (blocks + 1) * (2 * blocks + 1) / 24)
     z = -_NORMAL.inv_cdf(alpha)
-    z -= (
-        (z**3 - 3 * z) * 3.6 / blocks / 24
-    )  # Cornish-Fisher: an excess kurtosis of -3.6 / n makes the tail lighter
+    # Cornish-Fisher: the excess kurtosis of -3.6 / n makes the tail lighter than a normal one.
+    z -= (z**3 - 3 * z) * 3.6 / (24 * blocks)
     return blocks * (blocks + 1) / 4 + deviation * z + 0.5
 
 

@@ -96,6 +96,13 @@ def test_nothing_planned() -> None:
     assert family.level() == ALPHA / 4
 
 
+def test_gates_that_fail_together() -> None:
+    """Each of several failed gates of one measurement hands its share on."""
+    family = Family(5)
+    family.close(decided=3, failed=2)
+    assert family.level() == pytest.approx(ALPHA * SHARED / 3)
+
+
 def test_all_planned_fail() -> None:
     """Each failure hands its share on; the last planned gate may spend what all planned gates may."""
     family = Family(4)
