@@ -104,7 +104,7 @@ class Bench:
             )
         subject = f"{name} on {self._case.label}"
         key = Key(self._suite, self._test, self._case.label, name)
-        level = self._session.family.level()
+        level = self._session.level(key, self._thresholds)
 
         def judged(measured: Measured) -> Record:
             return self._judged(self._record(made, measured, key, subject), level)

@@ -121,14 +121,17 @@ class Session:
     def family(self) -> Family:
         """The noisy gates of this run, which share one error."""
         if self._family is None:
-            energy = self.energy_gated
-            opt = energy or self.settings.profile.beta == 0
-            planned = sum(
-                gate.noisy_gates(thresholds, self._stored(key), energy=energy, opt=opt)
-                for key, thresholds in self._foreseen
-            )
-            self._family = Family(planned)
+            self._family = Family(sum(self._gates(key, thresholds) for key, thresholds in self._foreseen))
         return self._family
+
+    def level(self, key: Key, thresholds: gate.Thresholds) -> float:
+        """What each noisy gate of a measurement may spend over all its looks."""
+        return self.family.level(self._gates(key, thresholds))
+
+    def _gates(self, key: Key, thresholds: gate.Thresholds) -> int:
+        energy = self.energy_gated
+        opt = energy or self.settings.profile.beta == 0
+        return gate.noisy_gates(thresholds, self._stored(key), energy=energy, opt=opt)
 
     def _stored(self, key: Key) -> int:
         """With how many stored records a test is compared; at most two."""

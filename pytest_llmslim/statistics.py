@@ -130,11 +130,6 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def split_alpha(alpha: float, *, gates: int, looks: int = 1) -> float:
-    """What each decision may spend so that all gates and looks together err with at most `alpha`."""
-    return alpha / (max(1, gates) * max(1, looks))
-
-
 def minimum_blocks(alpha: float) -> int:
     """The fewest blocks that can decide anything at `alpha`: the smallest n with `2 ** -n <= alpha`."""
     blocks = 1

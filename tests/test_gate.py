@@ -15,7 +15,7 @@ from sample_records import KEY, PROTOCOL, blocks, quality, record, side
 from pytest_llmslim.errors import SettingError
 from pytest_llmslim.gate import Limits, Thresholds, decide, failure, worst
 from pytest_llmslim.records import Axis, Integrity, Key, Outcome, Profile, Record, Verdict, no_estimate
-from pytest_llmslim.statistics import block_medians, minimum_blocks, split_alpha
+from pytest_llmslim.statistics import block_medians, minimum_blocks
 
 INF, NAN = math.inf, math.nan
 NONE = Thresholds()
@@ -199,7 +199,7 @@ def test_too_few_blocks_decide_nothing(axis: Axis, ratio: float) -> None:
 
 def test_a_family_of_gates_needs_more_blocks() -> None:
     """With one percent split over twenty gates, ten blocks cannot fail what eleven can."""
-    alpha = split_alpha(0.01, gates=20)
+    alpha = 0.01 / 20
     assert minimum_blocks(alpha) == 11
     ten = against_threshold("time", costs("time", 2.0, n=10), 0.05, alpha=alpha)
     assert ten.outcome == "inconclusive"

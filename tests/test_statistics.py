@@ -25,7 +25,6 @@ from pytest_llmslim.statistics import (
     minimum_blocks,
     needed_samples,
     signed_rank_p_greater,
-    split_alpha,
     window_estimate,
     window_interval,
 )
@@ -218,12 +217,6 @@ def test_holm_lies_between_raw_and_bonferroni(p_values: list[float]) -> None:
     for raw, new in zip(p_values, adjusted, strict=True):
         assert raw <= new <= min(1.0, raw * len(p_values)) + 1e-15
     assert [a for _, a in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
-
-
-def test_split_alpha() -> None:
-    """Gates and looks share the chance of a false alarm evenly."""
-    assert split_alpha(0.01, gates=20, looks=5) == pytest.approx(1e-4)
-    assert split_alpha(0.01, gates=0) == 0.01
 
 
 @pytest.mark.parametrize(
