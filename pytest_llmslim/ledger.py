@@ -35,6 +35,7 @@ class Ledger:
         self.missing: tuple[str, ...] = ()
         self.remarks: list[str] = []
         self.interrupted = False
+        self.updated = False
         self._collected: dict[str, list[list[str]]] = {}
         self._passed: set[tuple[str, ...]] = set()
         self._reasons: dict[tuple[str, ...], str] = {}
@@ -107,7 +108,8 @@ class Ledger:
             failed = chosen.strict and bool(self.missing)
         self._write_summary()
         if self.records and chosen.update:
-            failed |= not self._update(chosen.baseline, anchor=chosen.anchor)
+            self.updated = self._update(chosen.baseline, anchor=chosen.anchor)
+            failed |= not self.updated
         if failed and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -163,7 +165,7 @@ class Ledger:
         try:
             self.changes = told(Store(folder).update(self.records, anchor=anchor))
         except BaselineError as error:
-            self._trouble(str(error))
+            self._trouble(f"{error}; baselines of other suites may have been written.")
             return False
         return True
 
@@ -200,7 +202,7 @@ class Ledger:
             tuple(self.troubles),
             self._near(settings.baseline),
             self._near(settings.results),
-            settings.update and not self.interrupted,
+            self.updated,
             config.get_verbosity() > 0,
             terminalreporter._tw.fullwidth,
             missing=(*self.missing, *self.remarks),

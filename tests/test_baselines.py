@@ -373,6 +373,25 @@ def test_a_full_disk_leaves_the_old_files(
     assert not list(stored.parent.glob(".*"))
 
 
+def test_ctrl_c_while_writing_leaves_the_old_file(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old records, no temporary file, and a lock that the next writer gets."""
+
+    def interrupted(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    before = stored.read_text()
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        update(tmp_path, [keyed(recipe="kd")])
+    monkeypatch.undo()
+    assert stored.read_text() == before
+    assert list(stored.parent.iterdir()) == [stored]
+    update(tmp_path, [keyed(recipe="kd")])
+    assert stored.read_text() != before
+
+
 def test_only_the_file_is_left(stored: Path) -> None:
     """No lock and no temporary file stay in a folder that is committed."""
     assert list(stored.parent.iterdir()) == [stored]

@@ -234,3 +234,63 @@ def test_names_of_a_baseline_do_not_hold_our_parameters(pytester):
         def test_plain(llm): pass
     """)
     assert {collection.key_names(item)[1] for item in items} == {"test_both[1]", "test_plain"}
+
+
+def test_thresholds_of_some_markers_alone():
+    """As written, nearest first; other markers and keywords are passed over."""
+    own = [
+        pytest.mark.llm(max_opt=0.5, recipe="int8").mark,
+        pytest.mark.skipif(True, reason="not ours").mark,
+        pytest.mark.llm(max_opt=0.9, max_time_increase="5%", max_energy_increase=None).mark,
+    ]
+    assert marker.limits(own) == {"max_opt": 0.5, "max_time_increase": "5%"}
+    assert marker.limits(own[1:2]) == {}
+
+
+FORESEEN = """
+    import pytest
+
+    @pytest.mark.llm(recipes=["int8", "int4"], max_opt=0.9)
+    def test_first(llm): pass
+
+    class TestOwn:
+        def test_second(self, llm): pass
+
+    def test_other(): pass
+"""
+
+
+def test_what_will_run_is_known_before_it_does(pytester):
+    """Key and thresholds of each of our tests that is left, with no recipe where a test brings its own candidate."""
+    from pytest_llmslim.gate import Thresholds
+    from pytest_llmslim.state import COLLECTED
+    from pytest_llmslim.state import FORESEEN as EXPECTED
+
+    path = pytester.makepyfile(test_suite=FORESEEN)
+    config = pytester.parseconfigure(
+        path, "--llm-model=embedded:gpt2", "--llm-max-opt=2", "-k", "not int4", "-p", "no:benchmark"
+    )
+    session = pytest.Session.from_config(config)
+    config.hook.pytest_sessionstart(session=session)
+    session.perform_collect()
+    assert [(key.suite, key.test, key.model, key.recipe) for key, _ in config.stash[EXPECTED]] == [
+        ("test_suite", "test_first", "embedded:gpt2", "int8"),
+        ("test_suite", "TestOwn.test_second", "embedded:gpt2", ""),
+    ]
+    assert [limits for _, limits in config.stash[EXPECTED]] == [
+        Thresholds(max_opt=0.9),
+        Thresholds(max_opt=2),
+    ]
+    noted = config.stash[COLLECTED]
+    assert [names[3] for names in noted["collected"]] == ["int8", "int4", ""]
+    assert [names[3] for names in noted["running"]] == ["int8", ""]
+
+
+def test_a_test_is_called_by_its_candidate(pytester):
+    """In a sentence a test is its recipe on its model; without a recipe it has its own name."""
+    items = pytester.getitems(FORESEEN)
+    assert {collection.subject_of(item) for item in items} >= {
+        "int8 on embedded:gpt2",
+        "TestOwn.test_second on embedded:gpt2",
+        "test_other",
+    }
