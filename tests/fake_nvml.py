@@ -8,7 +8,7 @@ import math
 import time
 import types
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,9 @@ class Card:
     def watts(self, at_s: float) -> float:
         """The truth at a time."""
         if self.busy_from_s <= at_s < self.busy_to_s:
-            in_beat = (at_s - self.busy_from_s) % self.beat_s < self.duty * self.beat_s if self.beat_s else True
+            in_beat = (
+                (at_s - self.busy_from_s) % self.beat_s < self.duty * self.beat_s if self.beat_s else True
+            )
             return self.busy_w if in_beat else self.idle_w
         in_tail = self.busy_to_s <= at_s < self.busy_to_s + self.tail_s
         return self.tail_w if in_tail else self.idle_w
@@ -142,7 +144,7 @@ class Card:
 class NVMLError(Exception):
     """As pynvml's: one class for all faults, made from a code, and not hashable."""
 
-    WORDS = {
+    WORDS: ClassVar = {
         2: "Invalid Argument",
         3: "Not Supported",
         4: "Insufficient Permissions",

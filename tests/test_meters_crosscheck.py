@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pytest_llmslim.meters.crosscheck import AGREE, CrossCheck, agree
 from pytest_llmslim.meters.gpus import visible_gpus
+from pytest_llmslim.meters.ladder import CHECK_TICKS
 from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.meters.nvml import NvmlCounter, NvmlPower
 from pytest_llmslim.meters.replay import ReplayMeter
@@ -50,7 +51,7 @@ def gpu(**card: float) -> tuple[CrossCheck, VirtualClock, Card]:
     nvml = FakeNvml(made, clock=clock)
     gpus = visible_gpus(nvml, "cuda")
     counter = NvmlCounter(nvml, gpus, clock=clock)
-    power = NvmlPower(nvml, gpus, clock=clock, sampler=VirtualSampler)
+    power = NvmlPower(nvml, gpus, clock=clock, ticks=CHECK_TICKS, sampler=VirtualSampler)
     return CrossCheck(counter, power, wait=clock.pass_s), clock, made
 
 
@@ -75,7 +76,7 @@ def test_the_self_test_counts_until_there_are_windows() -> None:
     )
     windows(meter, 1)
     assert meter.metering().second_ratio == 0.9
-    assert "checked: power gives 0.900 times its energy over 1 windows" in meter.description
+    assert "checked: power gives 0.900 times its energy over 1 window" in meter.description
 
 
 @pytest.mark.parametrize(
@@ -88,12 +89,17 @@ def test_sources_agree_within_a_fifth(ratio: float, same: bool) -> None:
 
 
 def test_no_window_in_common_is_said() -> None:
-    """Where the second never had a value there is no ratio, and the sentence says what it would need."""
+    """Where the two never had a value for one window there is no ratio, and the sentence says why."""
     meter = replayed([1.0, 2.0], [])
     assert windows(meter, 1)[0].value == 2.0
     assert meter.metering() == Metering(second_source="power", second_ratio=None)
+    assert meter.description == "prepared readings; not checked by power so far: power has no reading left"
+    assert "so far: its own reading is missing" in replayed([0.0], [1.0]).description
+    slow = ReplayMeter([], source="average")
+    slow.min_window_s = 20.0
     assert (
-        meter.description == "prepared readings; not compared with power so far, which needs windows of 0 s"
+        "not checked by average so far: its windows last 20.0 s or more"
+        in CrossCheck(ReplayMeter([]), slow).description
     )
 
 
@@ -151,7 +157,6 @@ def test_a_good_gpu_agrees_with_itself() -> None:
     assert (reading.source, reading.method) == ("nvml-counter", "measured")
     assert reading.value == pytest.approx(truth, rel=0.01)
     assert meter.metering().second_ratio == pytest.approx(1.0, abs=0.03)
-    assert meter.min_window_s == pytest.approx(0.4, rel=0.01)
 
 
 def test_a_counter_of_the_whole_module_is_checked_by_the_modules_power() -> None:
@@ -172,11 +177,37 @@ def test_a_load_in_step_with_the_sensor_is_unreliable() -> None:
     assert "unreliable: nvml-power gives 0.4" in meter.description
 
 
-def test_the_self_test_is_one_window_that_both_can_resolve() -> None:
-    """It lasts as long as the slower source needs, a second at least, and is left out where that is too long."""
-    waits: list[float] = []
-    slow, slower = ReplayMeter([1.0], source="power"), ReplayMeter([1.0], source="average")
-    slow.min_window_s, slower.min_window_s = 2.0, 20.0
-    for second in (ReplayMeter([1.0], source="quick"), slow, slower):
-        CrossCheck(ReplayMeter([1.0]), second, wait=waits.append)
-    assert waits == [1.0, pytest.approx(2.2)]
+@pytest.mark.parametrize(
+    ("first_s", "second_s", "least_s", "waits"),
+    [
+        (0.0, 0.0, 0.0, [1.0]),
+        (0.4, 0.5, 0.5, [1.0]),
+        (2.0, 0.5, 2.0, [2.2]),
+        (0.4, 5.0, 0.4, [5.5]),
+        (0.4, 20.0, 0.4, []),
+    ],
+)
+def test_windows_are_lengthened_within_reason(
+    first_s: float, second_s: float, least_s: float, waits: list[float]
+) -> None:
+    """A second source lengthens windows by little and the self test by more; a very slow one lengthens neither."""
+    first, second = ReplayMeter([1.0]), ReplayMeter([1.0], source="power")
+    first.min_window_s, second.min_window_s = first_s, second_s
+    waited: list[float] = []
+    assert CrossCheck(first, second, wait=waited.append).min_window_s == least_s
+    assert waited == pytest.approx(waits)
+
+
+def test_a_gpu_is_checked_in_the_shortest_windows_that_are_measured() -> None:
+    """With a quick counter a window is as long as its check needs, half a second, and has a ratio."""
+    meter, clock, card = gpu(tick_s=0.02, sensor_s=0.1)
+    assert meter.min_window_s == 0.5
+    card.busy_from_s, card.busy_to_s = clock() / 1e9, 1e9
+    for _ in range(8):
+        clock.pass_s(0.2)
+        meter.start()
+        clock.pass_s(0.55)
+        assert meter.stop().value == pytest.approx(165, rel=0.05)
+    assert meter.metering().second_ratio == pytest.approx(1.0, abs=0.05)
+    assert "checked: nvml-power" in meter.description
+    assert "over 8 windows" in meter.description

@@ -9,6 +9,7 @@ import pytest
 from fake_nvml import Card, FakeNvml
 
 from pytest_llmslim.errors import MeasurementError
+from pytest_llmslim.meters import crosscheck, nvml
 from pytest_llmslim.meters.ladder import CPU_RUNGS, GPU_RUNGS, choose_energy_meter, climb
 from pytest_llmslim.meters.replay import ReplayMeter
 
@@ -61,26 +62,38 @@ def test_any_exception_of_a_rung_leads_to_the_next() -> None:
 
 
 def test_the_order_of_the_rungs() -> None:
-    """Counters come before sampled power, and measurements before estimates."""
-    assert [rung.__name__ for rung in GPU_RUNGS] == ["open_counter", "open_power"]
+    """Checked counters come before counters, these before sampled power, and measurements before estimates."""
+    assert [rung.__name__ for rung in GPU_RUNGS] == ["open_checked_counter", "open_counter", "open_power"]
     assert [rung.__name__ for rung in CPU_RUNGS] == ["open_rapl", "open_codecarbon"]
 
 
+UNSUPPORTED = "Not Supported (so it is with cards before Volta, and with most virtual GPUs)"
+UNCHECKED = "The energy counter cannot be cross-checked: Fake H1 tells no power: "
+
+
 @pytest.mark.parametrize(
-    ("card", "source", "because"),
+    ("card", "source", "second", "because"),
     [
-        (Card(tick_s=0.001), "nvml-counter", ()),
-        (Card(has_counter=False), "nvml-power", ("Fake H1 has no total-energy counter: Not Supported",)),
+        (Card(), "nvml-counter", "nvml-power", ()),
+        (Card(has_power=False), "nvml-counter", "", (UNCHECKED + UNSUPPORTED,)),
+        (Card(has_counter=False), "nvml-power", "", ("Fake H1 has no total-energy counter: " + UNSUPPORTED,)),
     ],
 )
 def test_cuda_gets_the_best_of_nvml(
-    monkeypatch: pytest.MonkeyPatch, card: Card, source: str, because: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, card: Card, source: str, second: str, because: tuple[str, ...]
 ) -> None:
-    """A card with a counter is counted, one without is sampled, and the reason is kept."""
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(card))
+    """A counter is checked by power, stands alone without it, and power stands in for it; the reasons are kept."""
+    monkeypatch.setattr(nvml, "INSTANT_UPDATE_S", 0.001)
+    monkeypatch.setattr(crosscheck, "SELF_TEST_S", 0.001)
+    card.tick_s = 0.001
+    fake = FakeNvml(card)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     meter = choose_energy_meter("cuda")
     assert (meter.source, meter.because) == (source, because)
+    assert meter.metering().second_source == second
+    assert meter.min_window_s == pytest.approx(0.1 if second else meter.min_window_s)  # five looks at 20 ms
     meter.close()
+    assert fake.opened == 0
 
 
 def test_cuda_without_gpu_is_null_and_never_a_cpu_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,5 +102,6 @@ def test_cuda_without_gpu_is_null_and_never_a_cpu_figure(monkeypatch: pytest.Mon
     meter = choose_energy_meter("cuda:0")
     assert (meter.source, meter.method) == ("none", "unmeasured")
     assert meter.description == (
-        "No energy meter works on cuda:0: NVML is not usable on this machine: NVML Shared Library Not Found"
+        "No energy meter works on cuda:0: NVML is not usable on this machine: NVML Shared Library Not Found "
+        "(a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility to have it)"
     )

@@ -8,6 +8,7 @@ import statistics
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from fake_nvml import CALL_S, Card, FakeNvml, VirtualClock, VirtualSampler
@@ -18,6 +19,9 @@ from pytest_llmslim.meters.crosscheck import CrossCheck
 from pytest_llmslim.meters.gpus import visible_gpus
 from pytest_llmslim.meters.nvml import THREAD, NvmlCounter, NvmlPower, integrate, open_counter, open_power
 from pytest_llmslim.meters.window import TICKS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture(autouse=True)
@@ -326,6 +330,14 @@ def readings_so_far(meter: NvmlPower) -> int:
     return len(meter._sampling._samples)
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if true():
+            return
+        time.sleep(0.001)
+    pytest.fail("it did not come about within ten seconds")
+
+
 def no_thread_is_left() -> bool:
     return not [thread for thread in threading.enumerate() if thread.name == THREAD]
 
@@ -336,8 +348,7 @@ def test_the_thread_samples_while_the_window_is_open() -> None:
     outer_ns = time.perf_counter_ns()
     meter.start()
     inner_ns = time.perf_counter_ns()
-    while readings_so_far(meter) < TICKS:
-        time.sleep(0.001)
+    wait_until(lambda: readings_so_far(meter) >= TICKS)
     inner_s = (time.perf_counter_ns() - inner_ns) / 1e9
     reading = meter.stop()
     outer_s = (time.perf_counter_ns() - outer_ns) / 1e9
@@ -351,8 +362,7 @@ def test_a_card_lost_while_the_thread_samples_costs_the_window() -> None:
     meter, nvml = threaded(Card())
     meter.start()
     nvml.lost = True
-    while not no_thread_is_left():
-        time.sleep(0.001)
+    wait_until(no_thread_is_left)
     assert meter.stop().reason == "nvml-power failed at the end of the window: GPU is lost"
     meter.close()
 
@@ -365,16 +375,15 @@ def test_a_driver_that_hangs_costs_the_window(monkeypatch: pytest.MonkeyPatch) -
 
     def hang(*args: object) -> object:
         asked.set()
-        answered.wait()
+        answered.wait(10)
         return answer(*args)
 
     meter.start()
     monkeypatch.setattr(nvml, "nvmlDeviceGetFieldValues", hang)
-    asked.wait()
+    assert asked.wait(10)
     assert meter.stop().reason == "A power reading did not come back within 10.0 ms."
     answered.set()
-    while not no_thread_is_left():
-        time.sleep(0.001)
+    wait_until(no_thread_is_left)
 
 
 def test_power_windows_hold_twenty_updates_of_the_sensor() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import pytest
 from fake_nvml import VirtualClock
-from fake_rapl import READ_S, FakeRapl, FakeZone
-from hypothesis import given, settings
+from fake_rapl import READ_S, Access, FakeRapl, FakeZone
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.meters.rapl import Rapl, Zone, open_rapl
+from pytest_llmslim.records import Metering
 
 PACKAGE = FakeZone("intel-rapl:0", "package-0", watts=100.0, offset_uj=5_000_000)
 
@@ -36,7 +38,10 @@ def test_one_package(tmp_path: Path) -> None:
     assert joules(meter, fake, 2.0) == pytest.approx(200.0, abs=0.2)
     assert (meter.source, meter.method) == ("rapl", "measured")
     assert meter.resolution == pytest.approx(0.001, abs=2 * READ_S)
-    assert meter.description == "RAPL counters package-0, updated every 1.00 ms"
+    assert meter.description == (
+        "RAPL counters package-0, updated every 1.00 ms; not cross-checked, since no other source here measures"
+    )
+    assert meter.metering() == Metering("gross", second_source="")
 
 
 def test_two_sockets_and_dram_are_summed_and_parts_are_not(tmp_path: Path) -> None:
@@ -124,24 +129,108 @@ def test_a_dead_dram_counter_is_left_out(tmp_path: Path) -> None:
     assert joules(meter, fake, 2.0) == pytest.approx(200.0, abs=0.2)
 
 
-def test_locked_counters_name_the_remedy(tmp_path: Path) -> None:
-    """Counters for root only are refused with the command that opens them, and why they are shut."""
+@pytest.mark.parametrize(
+    ("access", "said"),
+    [
+        ("readable", ""),
+        (
+            "root only",
+            r"readable by root only \(CVE-2020-8694.*run `sudo chmod -R a\+r /sys/devices/virtual/powercap",
+        ),
+        (
+            "masked",
+            r"hidden from this container \(GHSA-jq35-85cj-fj4p: .*`--security-opt systempaths=unconfined` \(Docker\)"
+            r" or `--security-opt unmask=/sys/devices/virtual/powercap` \(Podman\)",
+        ),
+        ("absent", "There are no RAPL counters at .*virtual machines and most containers hide them"),
+    ],
+)
+def test_what_may_be_read_decides_and_is_told(tmp_path: Path, access: Access, said: str) -> None:
+    """Readable counters are read; locked, masked and absent ones are each refused with their own remedy."""
     clock = VirtualClock()
-    fake = FakeRapl(tmp_path, PACKAGE, clock=clock)
-    fake.locked = True
-    with pytest.raises(MeasurementError, match=r"readable by root only \(CVE-2020-8694.*sudo chmod -R a\+r"):
-        open_rapl(root=tmp_path, read=fake.read, clock=clock)
+    fake = FakeRapl(tmp_path / "powercap", PACKAGE, clock=clock)
+    fake.become(access)
+    if access == "readable":
+        assert joules(open_rapl(root=fake.root, read=fake.read, clock=clock), fake, 2.0) == pytest.approx(
+            200, abs=0.2
+        )
+        return
+    with pytest.raises(MeasurementError, match=said):
+        open_rapl(root=fake.root, read=fake.read, clock=clock)
 
 
-def test_counters_locked_in_the_middle_cost_the_window(tmp_path: Path) -> None:
-    """Losing the right to read within a window is told, not raised."""
-    meter, fake = opened(tmp_path, PACKAGE)
+def test_names_may_be_locked_too(tmp_path: Path) -> None:
+    """Where not even the names can be read, the remedy is the same."""
+    fake = FakeRapl(tmp_path / "powercap", PACKAGE, clock=VirtualClock())
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(MeasurementError, match=r"readable by root only \(CVE-2020-8694"):
+        open_rapl(root=fake.root, read=refuse)
+
+
+@pytest.mark.parametrize(("access", "said"), [("root only", "Permission denied"), ("masked", "No such file")])
+def test_counters_lost_within_a_run_cost_their_windows(tmp_path: Path, access: Access, said: str) -> None:
+    """Counters locked or hidden in the middle of a window, and before one, are told; closing works."""
+    meter, fake = opened(tmp_path / "powercap", PACKAGE)
+    assert joules(meter, fake, 1.0) == pytest.approx(100.0, abs=0.2)
     meter.start()
     fake.clock.pass_s(1.0)
-    fake.locked = True
-    assert meter.stop().reason.startswith(
-        "rapl failed at the end of the window: [Errno 13] Permission denied"
+    fake.become(access)
+    reason = meter.stop().reason
+    assert reason.startswith("rapl failed at the end of the window: [Errno ")
+    assert said in reason
+    meter.start()
+    assert meter.stop().reason.startswith("rapl failed at the start of the window: [Errno ")
+    meter.close()
+
+
+def test_counters_that_come_back_are_read_again(tmp_path: Path) -> None:
+    """A fault costs the windows it lies in and no later one."""
+    meter, fake = opened(tmp_path / "powercap", PACKAGE)
+    fake.become("root only")
+    meter.start()
+    fake.become("readable")
+    fake.clock.pass_s(1.0)
+    assert meter.stop().value is None
+    assert joules(meter, fake, 1.0) == pytest.approx(100.0, abs=0.2)
+
+
+def test_a_clock_that_is_set_back_costs_the_window(tmp_path: Path) -> None:
+    """Joules over a window of no time are no joules, and the counter is not blamed."""
+    meter, fake = opened(tmp_path / "powercap", PACKAGE)
+    fake.clock.pass_s(10.0)
+    meter.start()
+    fake.clock.now_ns -= 2_000_000_000
+    assert "by the clock, which stood still or was set back" in meter.stop().reason
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    watts=st.lists(st.integers(5, 400), min_size=4, max_size=4),
+    offsets=st.lists(
+        st.integers(0, 64_999_999_999), min_size=4, max_size=4, unique_by=lambda uj: uj // 4_000_000
+    ),
+    seconds=st.integers(1, 60),
+)
+def test_two_sockets_with_mirrored_dies_and_wraps_are_exact(
+    tmp_path: Path, watts: list[int], offsets: list[int], seconds: int
+) -> None:
+    """Wherever the counters stand, joules are those of two dies and their DRAM, each once, to a tick."""
+    range_uj = 65_000_000_000
+    root = tmp_path / secrets.token_hex(8)
+    names = ("package-0-die-0", "dram", "package-1-die-0", "dram", "package-0-die-1")
+    folders = ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1", "intel-rapl:1:0", "intel-rapl:2")
+    shown = [*zip(watts, offsets, strict=True), (watts[0], offsets[0])]
+    meter, fake = opened(
+        root,
+        *(
+            FakeZone(*zone, watts=w, offset_uj=o, range_uj=range_uj)
+            for zone, (w, o) in zip(zip(folders, names, strict=True), shown, strict=True)
+        ),
     )
+    assert joules(meter, fake, seconds) == pytest.approx(sum(watts) * seconds, abs=sum(watts) * 0.0011 + 1e-5)
 
 
 @pytest.mark.parametrize("zones", [None, (), (FakeZone("intel-rapl:0", "psys"),)])

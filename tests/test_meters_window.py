@@ -11,7 +11,7 @@ from fake_nvml import VirtualClock
 from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.meters.replay import ReplayMeter
 from pytest_llmslim.meters.window import WindowMeter, update_periods
-from pytest_llmslim.records import Reading, unmeasured
+from pytest_llmslim.records import Metering, Reading, unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +66,25 @@ def test_too_short_says_how_long_it_must_be() -> None:
     )
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(0.0, "0 s"), (-1.5, "-1.50 s")])
+def test_a_clock_that_does_not_go_forward_is_told(seconds: float, said: str) -> None:
+    """A window in which the clock stood still or went back has no energy, whatever the source counted."""
+    meter = Toy(end=5.0, tick=0.0)
+    meter.start()
+    meter.time.now_ns += round(seconds * 1e9)
+    assert meter.stop().reason == (
+        f"the window of toy lasted {said} by the clock, which stood still or was set back: energy needs time"
+    )
+    assert meter.window(1.0).value == 5.0
+
+
+def test_bytes_need_no_time() -> None:
+    """A peak of memory is one in however short a window."""
+    meter = Toy(end=5.0, tick=0.0)
+    meter._unit = "B"
+    assert meter.window(0.0).value == 5.0
+
+
 @pytest.mark.parametrize("joules", [0.0, -0.0, -1.0, math.nan, math.inf, -math.inf])
 def test_a_value_that_is_no_energy_is_unmeasured(joules: float) -> None:
     """Zero, negative, NaN and infinite joules never leave a meter as a number."""
@@ -118,6 +137,14 @@ def test_a_closed_meter_says_so() -> None:
     assert meter.window(3.0).reason == "toy was closed"
 
 
+def test_closing_what_is_gone_does_not_raise() -> None:
+    """A device that cannot even be given back is told by later windows."""
+    meter = Toy()
+    meter._release = lambda: 1 / 0
+    meter.close()
+    assert meter.window(3.0).reason == "toy failed while it was closed: division by zero"
+
+
 def counter(clock: VirtualClock, *ticks: float) -> Iterator[tuple[int, ...]]:
     while True:
         clock.pass_s(0.0001)
@@ -146,6 +173,13 @@ def test_slow_and_still_counters_are_told_apart() -> None:
     clock = VirtualClock()
     values = counter(clock, 0.7, 50.0)
     assert update_periods(lambda: next(values), budget_s=1.0, clock=clock) == [1.0, None]
+
+
+def test_one_source_has_nothing_beside_it() -> None:
+    """A meter by itself counts gross energy and is not checked by another."""
+    for meter in (Toy(), NullMeter("no counter here")):
+        assert meter.metering() == Metering("gross", second_source="", second_ratio=None)
+        assert meter.metering().idle_w.reason == "idle power is not subtracted"
 
 
 def test_null_meter_gives_its_reason() -> None:

@@ -21,7 +21,7 @@ class Meter(Protocol):
     Attributes:
         source: what the readings come from, e.g. `nvml-counter`; equal to `Reading.source`.
         method: the method of a reading that succeeds; readings of unlike methods never meet.
-        min_window_s: windows shorter than this many seconds are answered with `unmeasured`.
+        min_window_s: windows of this many seconds get a reading, shorter ones may be answered with `unmeasured`.
         description: one sentence for people: devices, update period, assumptions, what a check found.
         because: why each better source was not used, one sentence each; empty for the best one.
     """

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 AGREE = 0.2
 """Two sources whose ratio is further than this from 1 do not agree, and their energy is not to be gated on."""
 SELF_TEST_S = 1.0
-LONGEST_SELF_TEST_S = 5.0
-"""A second source that needs longer windows than this is compared only in windows that happen to be so long."""
+LONGEST_SELF_TEST_S = 6.0
+LENGTHENED_S = 1.0
+"""Windows are lengthened to what the second source needs, up to this. One that needs more is compared in the self
+test, up to its limit, and in windows that happen to be long enough."""
 MARGIN = 1.1
 """Of a window over the shortest one, since the clocks of two meters do not start together."""
 MEASURING = ("measured", "sampled")
@@ -55,10 +57,13 @@ class CrossCheck:
                 )
         if first.source == second.source:
             raise ValueError(f"a cross-check needs two sources, got {first.source} twice")
-        self.source, self.method, self.min_window_s = first.source, first.method, first.min_window_s
+        self.source, self.method = first.source, first.method
+        both = max(first.min_window_s, second.min_window_s)
+        self.min_window_s = both if both <= LENGTHENED_S else first.min_window_s
         self.because: tuple[str, ...] = ()
         self._first, self._second = first, second
         self._opening: float | None = None
+        self._missing = f"its windows last {units.seconds(second.min_window_s)} or more"
         self._ratios: list[float] = []
         self._self_test(wait)
 
@@ -92,7 +97,7 @@ class CrossCheck:
 
     def _self_test(self, wait: Callable[[float], object]) -> None:
         """One window in which nothing of ours runs."""
-        seconds = max(SELF_TEST_S, MARGIN * self._first.min_window_s, MARGIN * self._second.min_window_s)
+        seconds = max(SELF_TEST_S, MARGIN * max(self._first.min_window_s, self._second.min_window_s))
         if seconds <= LONGEST_SELF_TEST_S:
             self.start()
             wait(seconds)
@@ -102,6 +107,7 @@ class CrossCheck:
         reading, ratio = self._first.stop(), None
         with _at_its_own_cost():
             other = self._second.stop()
+            self._missing = other.reason
             ratio = other.value / reading.value if other.value and reading.value else None
         return reading, ratio
 
@@ -111,11 +117,9 @@ class CrossCheck:
     def _opinion(self) -> str:
         ratio, second = self._ratio(), self._second.source
         if ratio is None:
-            return (
-                f"not compared with {second} so far, which needs windows of "
-                f"{units.seconds(self._second.min_window_s)}"
-            )
-        windows = f"{len(self._ratios)} windows" if self._ratios else "an idle window at opening"
+            return f"not checked by {second} so far: {self._missing or 'its own reading is missing'}"
+        count = len(self._ratios)
+        windows = f"{count} window{'s' * (count > 1)}" if count else "an idle window at opening"
         compared = f"{second} gives {units.significant(ratio)} times its energy over {windows}"
         if agree(ratio):
             return f"checked: {compared}"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     Rung = Callable[[str], Meter]
 
+CHECK_TICKS = 5
+"""Updates of the power reading in a window that is only checked by it: a fifth is what sources may differ by."""
+
 
 def open_checked_counter(device: str) -> CrossCheck:
     """The GPU's energy counter, cross-checked by its power; takes three seconds or so.
@@ -28,7 +31,7 @@ def open_checked_counter(device: str) -> CrossCheck:
     """
     counter = open_counter(device)
     try:
-        power = open_power(device)
+        power = open_power(device, ticks=CHECK_TICKS)
     except Exception as error:  # as in climb()
         counter.close()
         raise MeasurementError(f"The energy counter cannot be cross-checked: {words(error)}") from error

@@ -7,6 +7,7 @@ ratios on one card, not for claims in absolute joules.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
@@ -108,6 +109,7 @@ class NvmlPower(WindowMeter):
         gpus: whose power is summed. Of a single one on a module with a CPU (Grace Hopper) it is the whole
             module's power, since that is what its energy counter counts.
         period_s: seconds between readings.
+        ticks: updates of the power reading that a window holds.
         clock: monotonic nanoseconds.
         sampler: takes the readings of one window.
 
@@ -121,6 +123,7 @@ class NvmlPower(WindowMeter):
         gpus: Sequence[Gpu],
         *,
         period_s: float = SAMPLE_S,
+        ticks: int = TICKS,
         clock: Callable[[], int] = time.perf_counter_ns,
         sampler: Callable[[Watts, Callable[[], int], float], Sampler] | None = None,
     ) -> None:
@@ -135,6 +138,7 @@ class NvmlPower(WindowMeter):
             method="sampled",
             resolution=max(update_s, period_s),
             description=f"{kind} power of {whole}{_names(gpus)}, read every {units.seconds(period_s)}",
+            ticks=ticks,
             clock=clock,
         )
 
@@ -258,13 +262,13 @@ def open_counter(device: str = "cuda") -> NvmlCounter:
     return _open(NvmlCounter, device)
 
 
-def open_power(device: str = "cuda") -> NvmlPower:
-    """The power meter of a torch device.
+def open_power(device: str = "cuda", *, ticks: int = TICKS) -> NvmlPower:
+    """The power meter of a torch device, whose windows hold `ticks` updates of the power reading.
 
     Raises:
         MeasurementError: there is no such GPU, or it tells no power; the message tells which.
     """
-    return _open(NvmlPower, device)
+    return _open(functools.partial(NvmlPower, ticks=ticks), device)
 
 
 def _open(meter: Callable[[Any, list[Gpu]], _Meter], device: str) -> _Meter:

@@ -37,6 +37,7 @@ class WindowMeter(ABC):
         resolution: seconds between updates of the source; `None` when that is no matter of time.
         description: see `Meter.description`.
         unit: `J` or `B`.
+        ticks: updates of the source that a window holds.
         clock: monotonic nanoseconds.
     """
 
@@ -48,15 +49,16 @@ class WindowMeter(ABC):
         resolution: float | None,
         description: str,
         unit: str = "J",
+        ticks: int = TICKS,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.source = source
         self.method = method
         self.resolution = resolution
-        self.min_window_s = TICKS * (resolution or 0.0)
+        self.min_window_s = ticks * (resolution or 0.0)
         self.description = description
         self.because: tuple[str, ...] = ()
-        self._unit = unit
+        self._unit, self._ticks = unit, ticks
         self._clock = clock
         self._opened_ns: int | None = None
         self._closed = False
@@ -134,7 +136,7 @@ class WindowMeter(ABC):
 
     def _too_short(self, seconds: float) -> str:
         return (
-            f"the window of {units.seconds(seconds)} is shorter than {TICKS} ticks of {self.source} "
+            f"the window of {units.seconds(seconds)} is shorter than {self._ticks} ticks of {self.source} "
             f"({units.seconds(self.resolution)}): it would have to last {units.seconds(self.min_window_s)}"
         )
 
