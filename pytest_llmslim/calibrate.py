@@ -67,7 +67,9 @@ def main(config: pytest.Config) -> int:
         proposal = _proposal(calibrations)
         _show(config, proposal_lines(proposal, calibrations, settings.threads))
         path = _write(session, calibrations, proposal)
-        _show(config, [("", ()), (f"blocks and figures: {path}", ())])
+        here = config.invocation_params.dir
+        near = path.relative_to(here) if path.is_relative_to(here) else path
+        _show(config, [("", ()), (f"blocks and figures: {near}", ())])
     except KeyboardInterrupt:
         _show(config, [("", ()), ("interrupted: no limits are proposed", ("yellow",))])
         return INTERRUPTED

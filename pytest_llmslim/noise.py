@@ -138,7 +138,7 @@ def spread(pairs: Sequence[float], per_block: int) -> Spread:
     """Standard deviations within and between blocks, from medians of absolute pairwise differences.
 
     A median of `k` pairs has `_MEDIAN_VARIANCE[k]` times the variance of a pair; what block medians vary beyond
-    that is between blocks. Spikes in less than a quarter of the pairs hardly move either.
+    that is between blocks. A spike moves either by its rank and not by its size.
 
     Raises:
         ValueError: fewer than two pairs, or blocks that are not full or of more than four pairs.

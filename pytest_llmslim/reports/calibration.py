@@ -30,7 +30,8 @@ def model_lines(calibration: Calibration, limits: Limits) -> list[Line]:
         f"in {units.seconds(seconds)}"
     )
     out: list[Line] = [(title, ("bold",)), *_plain(_spreads(both))]
-    out += [(f"{_INDENT}{_name(series)}: {_OFF_1}", ("yellow",)) for series, f in both if not _holds_1(f)]
+    gated = [(series, figures) for series, figures in both if not series.excluded]
+    out += [(f"{_INDENT}{_name(series)}: {_OFF_1}", ("yellow",)) for series, f in gated if not _holds_1(f)]
     out += _plain(
         f"{_name(series)}: {series.excluded}; no limit is proposed from it"
         for series, _ in both
@@ -38,7 +39,6 @@ def model_lines(calibration: Calibration, limits: Limits) -> list[Line]:
     )
     out += _plain([f"energy: unmeasured ({calibration.unmeasured})"] if calibration.unmeasured else [])
     out += _plain([_surroundings(sampling), *calibration.notes, ""])
-    gated = [(series, figures) for series, figures in both if not series.excluded]
     if gated:
         out += _plain([*_found(calibration, gated, limits), "", *_equal(gated, limits), ""])
     return out
