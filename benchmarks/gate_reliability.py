@@ -39,13 +39,15 @@ GATES = 20
 
 
 class Size(NamedTuple):
-    """How much is simulated: decisions by noise and truth, and runs of 20 gates by noise."""
+    """How much is simulated by noise: decisions by truth, and runs of 20 gates where nothing is slower or all is."""
 
     decisions: int
-    runs: int
+    equal_runs: int
+    slower_runs: int
 
 
-FULL, QUICK = Size(2000, 400), Size(25, 4)
+FULL, QUICK = Size(1000, 400, 25), Size(25, 4, 1)
+"""The full replay takes about two minutes of one core."""
 
 
 class Replay(NamedTuple):
@@ -122,7 +124,8 @@ def replay(streams: list[Stream], size: Size, seed: int) -> Replay:
 
         single = [run[0] for run in runs(those(size.decisions), 1)]
         cells.append(tables.Cell(kind, noise, truth, single))
-        found = list(runs(those(size.runs * GATES), GATES // count))
+        amount = size.slower_runs if truth else size.equal_runs
+        found = list(runs(those(amount * GATES), GATES // count))
         family_cells.append(tables.Cell(kind, noise, truth, [d for run in found for d in run]))
         if truth == 0:
             families[noise if kind == "simulated" else f"{kind}: {noise}"] = found

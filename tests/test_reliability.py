@@ -182,7 +182,7 @@ def test_intervals_are_those_of_clopper_and_pearson():
 
 def test_quick_mode_prints_tables_that_parse(tmp_path, capsys, monkeypatch):
     """All noises under all truths; without recordings it says so, and the goals on them are not met."""
-    monkeypatch.setattr(gate_reliability, "QUICK", gate_reliability.Size(4, 1))
+    monkeypatch.setattr(gate_reliability, "QUICK", gate_reliability.Size(4, 1, 1))
     folders = ["--noise", str(tmp_path), "--recordings", str(tmp_path / "none")]
     assert gate_reliability.main(["--quick", "--check", *folders]) == 1
     out, err = capsys.readouterr()
