@@ -244,10 +244,13 @@ def _divergence(measured: Measured) -> Divergence:
 
 
 def _coarse(estimate: Estimate, limit: float) -> bool:
-    """Whether an interval is too wide to be compared with: its half is more than a regression's size."""
+    """Whether an interval is too wide to be compared with, since it widens what a later run may lose.
+
+    Its half is then more than half of a regression's size.
+    """
     if not estimate.low or estimate.high is None:
         return estimate.known
-    return math.log(estimate.high / estimate.low) / 2 > math.log1p(limit)
+    return math.log(estimate.high / estimate.low) / 2 > math.log1p(limit) / 2
 
 
 def _median(values: list[int] | list[float]) -> float:

@@ -178,6 +178,11 @@ class Duet:
         if self.whole_runs or not {"time", "wall", "opt"}.isdisjoint(wanted):
             while self.pairs < look * self.per_block:
                 self._block(look)
+        if self.whole_runs and not any(reading.value for reading in self.tallies[0].energy):
+            # The first passes were slow by chance, and no other is long enough for the meter.
+            self.whole_runs = False
+            for tally in self.tallies:
+                tally.energy.clear()
         self._score_rest()
         if not {"energy", "opt"}.isdisjoint(wanted):
             self._energy_series(look)

@@ -384,6 +384,16 @@ def test_long_runs_are_energy_windows_themselves(duet):
     assert measured.energy == pytest.approx([math.log(0.5)] * len(measured.energy))
 
 
+def test_passes_that_turn_out_too_short_for_the_meter_are_gathered_after_all(duet):
+    """Slow first passes promise windows that later ones do not keep."""
+    pair, log = duet(rounds=32)
+    pair.meter = CountingMeter(log, least=1e-6, fails=range(1, 65))
+    measured = pair.run()
+    assert len(measured.reference.wall_ns) == 32
+    assert len(measured.energy) == 8
+    assert measured.energy_method == "measured"
+
+
 def test_without_a_meter_energy_is_unmeasured_with_the_reason(duet):
     """Never 0."""
     measured = duet()[0].run()
