@@ -12,6 +12,7 @@ import torch
 from pytest_llmslim import gate
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.perplexity import perplexity
+from pytest_llmslim.judging import busier
 from pytest_llmslim.measure import Duet, Measured, Plan, Tally
 from pytest_llmslim.models.storage import parameter_count, stored_bytes
 from pytest_llmslim.records import (
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.models.loading import LoadedModel
     from pytest_llmslim.session import Candidate, Compress, Session
+
+
+BUSY_BASELINE = (
+    "baselines were measured while the machine was busy with other work; write them again on a quiet one, "
+    "or later runs there cannot be told from it"
+)
 
 
 class Bench:
@@ -155,9 +162,12 @@ class Bench:
             alpha=alpha,
             limits=settings.limits(),
         )
+        notes = record.notes
         if settings.update:
             verdicts = tuple(verdict for verdict in verdicts if verdict.outcome != "new")
-        return replace(record, verdicts=verdicts, sampling=replace(record.sampling, level=alpha))
+            notes = (*notes, *([BUSY_BASELINE] if busier(record, None) else []))
+        sampling = replace(record.sampling, level=alpha)
+        return replace(record, verdicts=verdicts, sampling=sampling, notes=notes)
 
     def _close(self, record: Record) -> None:
         """Tell the family of gates how this record's noisy ones ended."""

@@ -232,7 +232,7 @@ def _short_text(now: Interval, bound: float) -> str:
 def _cost_threshold(case: Case, axis: Axis, limit: float) -> Verdict | None:
     name, _ = case.thresholds.of(axis)
     bound = limit if axis == "opt" else 1 + limit
-    edges = Edges(bound, bound)
+    edges = Edges(bound, bound, judging.busier(case.record, None))
     try:
         now = judging.bounds(case, axis)
     except (MeasurementError, ScoreError) as error:

@@ -46,7 +46,7 @@ def regression(case: Case, axis: Axis, stored: Record, against: Against) -> Verd
         return case.verdict(axis, "not comparable", text, against)
     if axis == "perplexity":
         return _quality(case, stored, against)
-    return _cost(case, axis, judging.interval_of(then), against)
+    return _cost(case, axis, stored, against)
 
 
 def _limits(case: Case, against: Against) -> Limits:
@@ -80,7 +80,8 @@ def _quality(case: Case, stored: Record, against: Against) -> Verdict:
     return case.verdict("perplexity", "failed" if failed else "passed", text, against)
 
 
-def _cost(case: Case, axis: Axis, then: Interval, against: Against) -> Verdict | None:
+def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict | None:
+    then = judging.interval_of(getattr(stored, axis))
     name = axis if axis == "opt" else f"{axis} ratio"
     try:
         now = judging.bounds(case, axis)
@@ -90,8 +91,14 @@ def _cost(case: Case, axis: Axis, then: Interval, against: Against) -> Verdict |
     if reason:
         return case.verdict(axis, "inconclusive", f"{name} cannot be judged: {reason}.", against)
     limits = _limits(case, against)
+    # A ratio that was stored beside more load is too high by as much as load can make.
+    spared = 1 + judging.LOAD if judging.busier(stored, case.record) else 1.0
     # The stored ratio is not exact either: its interval widens the tolerance on both sides.
-    edges = judging.Edges(then.high * (1 + limits.limit), then.low * (1 + limits.resolve))
+    edges = judging.Edges(
+        then.high * (1 + limits.limit),
+        then.low * (1 + limits.resolve) / spared,
+        judging.busier(case.record, stored),
+    )
     outcome = judging.judge(case, now, edges)
     if judging.wall_says_nothing(axis, outcome, now, edges):
         return None
@@ -103,7 +110,9 @@ def _cost(case: Case, axis: Axis, then: Interval, against: Against) -> Verdict |
         text += f". {_ACCEPT[against]}"
     elif outcome == "inconclusive":
         advice = f"The stored run has too few blocks; write it anew with {_ANEW[against]}."
-        if then.low and math.isfinite(then.high):
+        if spared > 1:
+            advice = f"The stored run was made beside more load; write it anew with {_ANEW[against]}."
+        elif then.low and math.isfinite(then.high):
             advice, more = judging.undecided(case, axis, now, edges)
         text += f", undecided. {advice}"
     elif judging.over(then.low, now.high) and against == "baseline":

@@ -139,7 +139,7 @@ def test_an_anchor_of_another_key_is_a_fault():
 )
 def test_what_layout_alone_can_explain_does_not_fail(ratio, outcome):
     """Where the models cannot be moved, 5.5 % more than the limit is needed, and the sentence says why."""
-    now = timed(ratio, sampling=dataclasses.replace(LOADED, movable=False))
+    now = timed(ratio, sampling=dataclasses.replace(QUIET, movable=False))
     (verdict,) = verdicts_on("time", "baseline", now, NONE, timed())
     assert verdict.outcome == outcome
     assert not verdict.more
@@ -174,6 +174,55 @@ def test_sources_that_agree_are_judged():
     assert (
         verdicts_on("opt", "baseline", now, NONE, record(profile=Profile("1:0", 1, 0)))[0].outcome == "passed"
     )
+
+
+# Load -----------------------------------------------------------------------------------------------------
+
+BUSY = Sampling(per_block=4, wall_over_cpu=2.0)
+BUSIER = Sampling(per_block=4, wall_over_cpu=4.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "now", "then", "outcome"),
+    [
+        (1.15, QUIET, QUIET, "failed"),
+        (1.15, BUSY, QUIET, "inconclusive"),  # int8's 1.25 reads 1.36 beside other work
+        (1.21, BUSY, QUIET, "inconclusive"),
+        (1.23, BUSY, QUIET, "failed"),
+        (1.0, BUSY, QUIET, "passed"),
+        (1.15, BUSY, BUSY, "failed"),  # a machine that is always as busy still tells
+        (1.15, BUSIER, BUSY, "inconclusive"),
+        (1.15, BUSY, Sampling(per_block=4), "inconclusive"),  # stored without saying how busy it was
+        (1.15, Sampling(per_block=4), BUSY, "failed"),  # a GPU, where the figure says nothing
+        (0.9, QUIET, BUSY, "passed"),
+        (1.0, QUIET, BUSY, "inconclusive"),  # the stored ratio may be too high by as much
+    ],
+)
+def test_what_other_load_can_explain_neither_fails_nor_passes(ratio, now, then, outcome):
+    """Beside other load unlike kernels do not slow down alike."""
+    (verdict,) = verdicts_on("time", "baseline", timed(ratio, sampling=now), NONE, timed(sampling=then))
+    assert verdict.outcome == outcome
+
+
+def test_load_in_words():
+    """Both ways round, and against a threshold."""
+    (verdict,) = verdicts_on("time", "baseline", timed(1.15, sampling=BUSY), NONE, timed())
+    assert verdict.sentence.endswith(
+        "15.0 % over, limit 2 %, undecided. The machine is busy with other work (wall / CPU time 2.00), "
+        "which alone can make 20 %; run it again when it is quiet."
+    )
+    assert not verdict.more
+    (verdict,) = verdicts_on("time", "baseline", timed(), NONE, timed(sampling=BUSY))
+    assert verdict.sentence.endswith(
+        "0.0 % over, limit 2 %, undecided. The stored run was made beside more load; write it anew with --llm-update."
+    )
+    assert not verdict.more
+    slow = timed(1.15, sampling=BUSY)
+    (verdict,) = verdicts_on("time", "threshold", slow, Thresholds(max_time_increase=0.1))
+    assert verdict.outcome == "inconclusive"
+    assert "which alone can make 20 %" in verdict.sentence
+    (verdict,) = verdicts_on("time", "threshold", slow, Thresholds(max_time_increase=-0.1))
+    assert verdict.outcome == "failed"
 
 
 # What more blocks can decide, and what gates share --------------------------------------------------------

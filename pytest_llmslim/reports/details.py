@@ -14,7 +14,8 @@ from pytest_llmslim.breakeven import (
     time_break_even,
     tokens_a_pass,
 )
-from pytest_llmslim.judging import SOURCES_AGREE, WALL_AGREES, interval_of
+from pytest_llmslim.judging import WALL_AGREES, interval_of
+from pytest_llmslim.meters.crosscheck import AGREE, agree
 from pytest_llmslim.planning import detectable_by_blocks
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _second(record: Record) -> str:
 
 def _apart(record: Record) -> bool:
     ratio = record.metering.second_ratio
-    return ratio is not None and abs(ratio - 1) > SOURCES_AGREE
+    return ratio is not None and not agree(ratio)
 
 
 def disagreements(records: Iterable[Record]) -> list[str]:
@@ -171,7 +172,7 @@ def disagreements(records: Iterable[Record]) -> list[str]:
             found.setdefault(sources, []).append(record.metering.second_ratio or 0.0)
     return [
         f"energy sources disagree: {second} read {_span(ratios)} times what {first} did, further than "
-        f"{units.percent_limit(SOURCES_AGREE)} from 1; find out which is right before you rely on the joules"
+        f"{units.percent_limit(AGREE)} from 1; find out which is right before you rely on the joules"
         for (second, first), ratios in found.items()
     ]
 
