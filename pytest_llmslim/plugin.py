@@ -146,12 +146,24 @@ def _refusal(config: pytest.Config) -> str:
     chosen = settings_of(config)
     if chosen.anchor and not chosen.update:
         errors.append("--llm-anchor goes with --llm-update, which writes the baselines; give both.")
-    for check in (chosen.limits, lambda: baselines.load_all(chosen.baseline)):
+    for check in (
+        chosen.limits,
+        lambda: baselines.load_all(chosen.baseline),
+        lambda: _look_up(chosen.country),
+    ):
         try:
             check()
         except SlimError as error:
             errors.append(str(error))
     return "\n".join(errors)
+
+
+def _look_up(country: str | None) -> None:
+    """Carbon is known for the country asked for; loading its table takes a second, so only then."""
+    if country is not None:
+        from pytest_llmslim.meters.intensity import intensity
+
+        intensity(country)
 
 
 # Running ----------------------------------------------------------------------------------------------------

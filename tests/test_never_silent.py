@@ -318,6 +318,7 @@ def test_thresholds_of_a_module_bind_only_tests_that_measure(pytester, run):
     [
         (["--llm-anchor"], "*--llm-anchor goes with --llm-update, which writes the baselines; give both.*"),
         (["--llm-resolve=1%"], "*--llm-resolve is above --llm-regression, got 1 % and 2 %*"),
+        (["--llm-country=GER"], "*--llm-country*GER*did you mean DEU (Germany)*"),
     ],
 )
 def test_options_that_do_not_fit_are_a_usage_error(pytester, run, options, message):
