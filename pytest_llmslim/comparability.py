@@ -75,6 +75,9 @@ def _cost(record: Record, baseline: Record, axis: Axis) -> str:
             values = [getattr(energy, name) for energy in (record.energy, baseline.energy)]
             if values[0] != values[1]:
                 return _differs(f"energy {name}", *values)
+        policies = [each.metering.policy for each in (record, baseline)]
+        if policies[0] != policies[1]:
+            return _differs("energy policy", *policies)
     return ""
 
 

@@ -165,6 +165,21 @@ def test_energy_of_two_sources_that_disagree_is_not_judged(ratio):
     assert failure(verdicts, strict=True)
 
 
+def test_energies_of_unlike_policies_are_not_comparable():
+    """Gross and net are two quantities; time is the same under both."""
+    net = record(metering=Metering(policy="net"))
+    verdicts = decide(net, NONE, record())
+    outcomes = {v.axis: v.outcome for v in verdicts if v.against == "baseline"}
+    assert outcomes == {
+        "perplexity": "passed",
+        "time": "passed",
+        "energy": "not comparable",
+        "opt": "not comparable",
+    }
+    sentence = next(v.sentence for v in verdicts if v.axis == "energy")
+    assert "energy is not comparable with the baseline: energy policy is net now and gross there;" in sentence
+
+
 def test_sources_that_agree_are_judged():
     """20 % is within what power sampling explains; without energy in opt it does not matter."""
     near = Metering(second_source="nvml-power", second_ratio=1.19)
