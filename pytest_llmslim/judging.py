@@ -155,7 +155,9 @@ def _explained(case: Case, edges: Edges) -> str:
 
 
 def _option(case: Case, blocks: int) -> str:
-    return f"--llm-max-rounds {blocks * max(1, case.record.sampling.per_block)}"
+    sampling = case.record.sampling
+    name = "--llm-rounds" if sampling.planned == 1 else "--llm-max-rounds"
+    return f"{name} {blocks * max(1, sampling.per_block)}"
 
 
 def gated(case: Case, axis: Axis, energy: Estimate) -> bool:

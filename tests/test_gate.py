@@ -191,7 +191,7 @@ def test_too_few_blocks_decide_nothing(axis: Axis, ratio: float) -> None:
     verdict = against_threshold(axis, few, limit)
     assert verdict.outcome == "inconclusive"
     assert (
-        f"{least - 1} blocks can decide nothing; it takes at least {least} (--llm-max-rounds {least})."
+        f"{least - 1} blocks can decide nothing; it takes at least {least} (--llm-rounds {least})."
         in verdict.sentence
     )
     assert against_threshold(axis, enough, limit).outcome == ("passed" if ratio < 1 else "failed")
@@ -221,7 +221,7 @@ def test_cost_in_words() -> None:
     open_ = against_threshold("time", costs("time", 1.04, 0.05), 0.05)
     assert re.fullmatch(
         r"int4 on embedded:gpt2: time is 4.0 % \[1.2, 6.9\] over the reference, limit 5 %: undecided. "
-        r"Above 1.069 is excluded; about \d+ blocks would settle it \(--llm-max-rounds \d+\).",
+        r"Above 1.069 is excluded; about \d+ blocks would settle it \(--llm-rounds \d+\).",
         open_.sentence,
     )
 
@@ -451,7 +451,7 @@ def test_same_weights_give_the_same_perplexity(now: float, fingerprint: Any, dty
         (1.06, 0.02, "failed", "Accept with --llm-update"),
         (1.01, 0.05, "passed", "more than 10 % is excluded."),
         (1.06, 0.10, "inconclusive", "undecided. Above 1."),
-        (1.0, 0.5, "inconclusive", "blocks would settle it (--llm-max-rounds "),
+        (1.0, 0.5, "inconclusive", "blocks would settle it (--llm-rounds "),
         (0.9, 0.02, "passed", "That is better than the baseline; keep it with --llm-update."),
     ],
 )

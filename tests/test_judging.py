@@ -252,10 +252,12 @@ def test_only_what_blocks_can_decide_asks_for_more():
 
 
 def test_the_advice_names_the_option_with_its_value():
-    """Blocks are what the statistics count, pairs what the option counts."""
-    (verdict,) = verdicts_on("time", "threshold", timed(1.0, spread=0.5), Thresholds(max_time_increase=0.05))
-    blocks_needed = int(verdict.sentence.split("about ")[1].split()[0])
-    assert f"(--llm-max-rounds {4 * blocks_needed})" in verdict.sentence
+    """Blocks are what the statistics count, pairs what the option counts; a fixed number is raised as such."""
+    for planned, name in ((5, "--llm-max-rounds"), (1, "--llm-rounds")):
+        now = timed(1.0, spread=0.5, sampling=dataclasses.replace(QUIET, planned=planned))
+        (verdict,) = verdicts_on("time", "threshold", now, Thresholds(max_time_increase=0.05))
+        blocks_needed = int(verdict.sentence.split("about ")[1].split()[0])
+        assert f"({name} {4 * blocks_needed})" in verdict.sentence
 
 
 @pytest.mark.parametrize(
