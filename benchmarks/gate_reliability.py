@@ -26,6 +26,8 @@ from reliability import goals, live, tables
 from reliability.noise import SIMULATED, TRUTHS, Stream, recorded, simulate
 from reliability.rules import gates_of, runs
 
+from pytest_llmslim.judging import WALL_AGREES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -51,10 +53,19 @@ FULL, QUICK = Size(1000, 400, 25), Size(25, 4, 1)
 
 
 class Replay(NamedTuple):
-    """All that was replayed: decisions of single tests, of tests in runs of 20 gates, and such runs under A/A."""
+    """All that was replayed.
+
+    Args:
+        streams: the recordings.
+        cells: decisions of single tests.
+        loaded: those on stretches with other load, against a baseline of a quiet machine.
+        family_cells: decisions of tests in runs of 20 gates.
+        families: such runs under A/A.
+    """
 
     streams: list[Stream]
     cells: list[tables.Cell]
+    loaded: list[tables.Cell]
     family_cells: list[tables.Cell]
     families: dict[str, list[list[Decision]]]
 
@@ -72,11 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not found:
             print(f"No {kind} recordings: {folder} holds no .npz file; name their folder.\n", file=sys.stderr)
     done = replay(streams, QUICK if options.quick else FULL, options.seed)
-    print(report(done))
-    found_goals = goals.check(done.streams, done.cells, done.families)
-    print("\n## Goals\n")
-    print("\n".join(map(str, found_goals)))
+    found_goals = goals.check(done.streams, done.cells, done.loaded, done.families)
+    text = "\n".join([report(done), "\n## Goals\n", *map(str, found_goals)])
+    print(text)
+    if options.docs:
+        options.docs.write_text(filled(options.docs.read_text(), text))
     return int(options.check and not all(goal.met for goal in found_goals))
+
+
+def filled(page: str, text: str) -> str:
+    """A page whose marks `<!-- from the bench: NAME -->` to `<!-- end -->` hold the sections of that name."""
+    sections = dict(part.split("\n", 1) for part in re.split(r"^## ", text, flags=re.MULTILINE) if part)
+
+    def section(mark: re.Match[str]) -> str:
+        return f"{mark[1]}\n\n{sections[mark[2]].strip()}\n\n<!-- end -->"
+
+    return re.sub(r"(<!-- from the bench: (.*?) -->).*?<!-- end -->", section, page, flags=re.DOTALL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="few simulated decisions, to see that it works")
     made.add_argument("--seed", type=int, default=0, help="of the simulated noise")
     made.add_argument("--check", action="store_true", help="exit with 1 when a goal is not met")
+    made.add_argument(
+        "--docs", type=Path, metavar="PAGE", help="write the tables into a page that has marks for them"
+    )
     made.add_argument("--live", type=int, metavar="RUNS", help="run the real suite so often, in all")
     made.add_argument("--busy", type=int, default=0, metavar="N", help="busy loops beside the live runs")
     made.add_argument("--model", default="embedded:gpt2", help="of the live runs")
@@ -126,11 +151,27 @@ def replay(streams: list[Stream], size: Size, seed: int) -> Replay:
         cells.append(tables.Cell(kind, noise, truth, single))
         amount = size.slower_runs if truth else size.equal_runs
         found = list(runs(those(amount * GATES), GATES // count))
-        family_cells.append(tables.Cell(kind, noise, truth, [d for run in found for d in run]))
+        name = noise if kind == "simulated" else f"{kind}: {noise}"
+        family_cells.append(tables.Cell(kind, name, truth, [d for run in found for d in run]))
         if truth == 0:
-            families[noise if kind == "simulated" else f"{kind}: {noise}"] = found
+            families[name] = found
     families |= _together(streams)
-    return Replay(streams, cells, family_cells, families)
+    return Replay(streams, cells, _loaded(streams), family_cells, families)
+
+
+def _loaded(streams: Sequence[Stream]) -> list[tables.Cell]:
+    """What was measured beside so much load that wall time is not gated, by kind and truth."""
+    kinds: dict[tuple[str, float], list[Decision]] = defaultdict(list)
+    for stream in streams:
+        found = (run[0] for run in runs([stream], 1, quiet=True))
+        kinds[stream.kind, stream.truth] += [d for d in found if d.load and d.load > WALL_AGREES]
+    return [
+        tables.Cell(kind, f"{kind} recordings", truth, found)
+        for (kind, truth), found in sorted(
+            kinds.items(), key=lambda item: (item[0][0] == "fresh", item[0][1])
+        )
+        if found
+    ]
 
 
 def _noises(streams: Sequence[Stream]) -> Iterator[tuple[str, str, float, int]]:
@@ -177,6 +218,12 @@ def report(done: Replay) -> str:
             cells += tables.pooled([cell for cell in cells if cell.noise in quiet], "all")
         parts += [f"## {kind.capitalize()} noise: one test\n", tables.gate_table(cells), ""]
         parts += [f"## {kind.capitalize()} noise: called slower by each rule\n", tables.rule_table(cells), ""]
+    if done.loaded:
+        parts += [
+            "## Beside other load, against a baseline of a quiet machine\n",
+            tables.gate_table(done.loaded),
+            "",
+        ]
     parts += [
         f"## Nothing slower, {GATES} gates: red runs\n",
         tables.markdown(

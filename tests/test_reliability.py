@@ -89,7 +89,7 @@ def test_a_replay_is_the_gates_own_decision():
     times[:, :, 1] *= 1.1
     found = rules.decide_at(noise.Stream("simulated", "x", 0.1, times, times[:, :, 0]), 0, 0.01)
     blocks = np.median(np.log(times[:, :, 1, 0] / times[:, :, 0, 0]), axis=1)[: found.pairs // 4]
-    verdicts = decide(rules.record(tuple(blocks)), Thresholds(), rules.BASELINE, alpha=0.002)
+    verdicts = decide(rules.record(tuple(blocks)), Thresholds(), rules.baseline(None), alpha=0.002)
     assert [v.outcome for v in verdicts if v.axis == "time"] == [found.outcome]
 
 
@@ -97,6 +97,13 @@ def test_a_replay_is_the_gates_own_decision():
 def test_wall_time_is_judged_where_it_agrees(wall, verdict):
     """As the gate does: beside other work it has no verdict."""
     assert rules.decide_at(stream(1.0, wall=wall), 0, 0.01).wall == verdict
+
+
+@pytest.mark.parametrize(("quiet", "outcome"), [(False, "failed"), (True, "inconclusive")])
+def test_what_load_can_explain_fails_only_a_baseline_beside_the_same_load(quiet, outcome):
+    """The replay tells the gate how busy the machine was, now and then."""
+    found = rules.decide_at(stream(1.15, wall=1.5), 0, 0.01, quiet=quiet)
+    assert (found.outcome, found.load) == (outcome, 1.5)
 
 
 def test_decisions_share_no_pair_and_do_not_choose_their_data():
@@ -215,7 +222,7 @@ def verdicts_on(**outcomes):
         cells.append(tables.Cell("simulated", "drift 10 %", truths[name], one))
     families = {"all given recordings": [[d] for d in cells[0].decisions]}
     streams = [stream(1.1, name="gemv16", memory_bound=True)]
-    return goals.check(streams, cells, families)
+    return goals.check(streams, cells, [], families)
 
 
 def test_goals_that_hold_are_met():
@@ -255,9 +262,32 @@ def test_beside_busy_loops_cpu_time_reads_the_truth(ratio, wall, met):
     beside = stream(ratio, kind="fresh", name="gpt2, 2 busy loops beside", busy=2)
     beside = noise.Stream("fresh", beside.noise, 0.10, beside.times, beside.stored, busy=2)
     cells = [tables.Cell("fresh", beside.noise, 0.10, [decision("failed", ratio, wall=wall)])]
-    found = [goal for goal in goals.check([beside], cells, {}) if goal.number == "R6"]
+    found = [goal for goal in goals.check([beside], cells, [], {}) if goal.number == "R6"]
     assert [goal.met for goal in found] == [met]
     assert f"CPU {ratio:.3f}; wall reads {ratio:.3f}" in found[0].numbers
+
+
+def test_a_page_is_filled_between_its_marks():
+    """With the sections of the bench; what else it says stays, and filling it twice changes nothing."""
+    text = "## Summary\n\n| a |\n\n## Goals\n\n- R1 met"
+    page = "Before.\n<!-- from the bench: Goals -->\nold\n<!-- end -->\nAfter.\n"
+    once = gate_reliability.filled(page, text)
+    assert once == "Before.\n<!-- from the bench: Goals -->\n\n- R1 met\n\n<!-- end -->\nAfter.\n"
+    assert gate_reliability.filled(once, text) == once
+
+
+def test_the_docs_show_what_the_committed_recordings_give():
+    """Every row and goal on them; `--docs docs/reliability.md` writes them anew."""
+    streams = noise.recorded(gate_reliability.FRESH, "fresh")
+    done = gate_reliability.replay(streams, gate_reliability.Size(0, 0, 0), 0)
+    rows = tables.summary_table(gate_reliability.summary(done.cells, streams)).splitlines()
+    rows = [row for row in rows if row.startswith("| fresh")]
+    found = [str(goal) for goal in goals.check(streams, done.cells, done.loaded, done.families)]
+    found = [goal for goal in found if "met: fresh" in goal.lower() or "busy loops" in goal]
+    assert len(rows) == len(noise.TRUTHS)
+    assert len(found) >= 7
+    page = (ROOT / "docs/reliability.md").read_text()
+    assert [line for line in (*rows, *found) if line not in page] == []
 
 
 # Recording --------------------------------------------------------------------------------------------------

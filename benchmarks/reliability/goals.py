@@ -40,6 +40,7 @@ class Goal(NamedTuple):
 def check(
     streams: Sequence[Stream],
     cells: Sequence[Cell],
+    loaded: Sequence[Cell],
     families: Mapping[str, Sequence[Sequence[Decision]]],
 ) -> list[Goal]:
     """All goals of a replay.
@@ -47,6 +48,7 @@ def check(
     Args:
         streams: the recordings.
         cells: decisions by noise and truth, each test with an error of its own.
+        loaded: those beside other load, against a baseline of a quiet machine.
         families: runs of 20 gates in which nothing is slower, by noise.
     """
     memory_bound = frozenset(stream.noise for stream in streams if stream.memory_bound)
@@ -59,6 +61,7 @@ def check(
         those = [cell for cell in quiet if cell.kind == kind]
         for cell in pooled(those, f"{kind} recordings"):
             found += _of_kind(cell, [c for c in those if c.truth == cell.truth], memory_bound)
+    found += [goal for cell in loaded if cell.truth != 0.05 for goal in _beside_load(cell)]
     return [*found, *_contention(streams, [cell for cell in cells if cell.noise in busy])]
 
 
@@ -118,6 +121,19 @@ def _length(cell: Cell) -> Goal:
     seconds = median * RUNS_A_PAIR * FORWARD_S
     text = f"{cell.noise}, A/A: median at most 40 pairs, so at most 2 s of forward passes of 10 ms"
     return Goal("R7", text, median <= 40 and seconds <= 2, f"{median:.0f} pairs, {seconds:.2f} s")
+
+
+def _beside_load(cell: Cell) -> list[Goal]:
+    """The same goals where load may have raised the ratio: what it decides must not be wrong there either."""
+    failed, passed = cell.outcome("failed"), cell.outcome("passed")
+    where = f"{cell.noise} beside load, baseline of a quiet machine, {truth_text(cell.truth)}"
+    if cell.truth == 0:
+        return [Goal("R1", f"{where}: none failed", failed.hits == 0, str(failed))]
+    number, least, most = ("R2", 0.99, 0.0) if cell.truth == 0.20 else ("R3", 0.85, 0.08)
+    return [
+        Goal(number, f"{where}: failed in at least {100 * least:.0f} %", failed.share >= least, str(failed)),
+        Goal(number, f"{where}: passed in at most {100 * most:.0f} %", passed.share <= most, str(passed)),
+    ]
 
 
 def _contention(streams: Iterable[Stream], cells: Iterable[Cell]) -> list[Goal]:

@@ -64,6 +64,7 @@ class Decision:
         ratio: the time ratio shown, with its 95 % interval.
         alarms: rule to whether it calls the candidate slower.
         wall: the verdict on wall time, or nothing where there was none.
+        load: median wall / CPU time of the reference; nothing where there is one clock.
     """
 
     outcome: Outcome
@@ -72,21 +73,20 @@ class Decision:
     ratio: Estimate
     alarms: dict[str, bool]
     wall: Outcome | None
+    load: float | None = None
 
 
-def record(
-    time: tuple[float, ...], wall: tuple[float, ...] = (), wall_over_cpu: float | None = None
-) -> Record:
+def record(time: tuple[float, ...], wall: tuple[float, ...] = (), load: float | None = None) -> Record:
     """The least record that the gate decides on: equal quality, no energy, these block log ratios."""
     return _record(
         block_estimate(time, "measured", "process cpu time"),
         block_estimate(wall, "measured", "perf_counter"),
         Samples(time, wall, nll_difference=(0.0,), window_tokens=(1,)),
-        wall_over_cpu,
+        load,
     )
 
 
-def _record(time: Estimate, wall: Estimate, samples: Samples, wall_over_cpu: float | None) -> Record:
+def _record(time: Estimate, wall: Estimate, samples: Samples, load: float | None) -> Record:
     nothing = no_estimate(_NO_METER)
     return Record(
         key=Key("replay", "replay", "replay", "replay"),
@@ -107,12 +107,13 @@ def _record(time: Estimate, wall: Estimate, samples: Samples, wall_over_cpu: flo
         opt=opt_estimate(_EXACT, time, nothing, PROFILES["balanced"]),
         fingerprint={},
         samples=samples,
-        sampling=Sampling(wall_over_cpu=wall_over_cpu),
+        sampling=Sampling(wall_over_cpu=load),
     )
 
 
-BASELINE: Final = _record(_EXACT, _EXACT, Samples(), None)
-"""A stored run whose time ratio is 1 exactly, so that the limits stand where they are written."""
+def baseline(load: float | None) -> Record:
+    """A stored run whose ratios are 1 exactly, so that the limits stand where they are written."""
+    return _record(_EXACT, _EXACT, Samples(), load)
 
 
 def gates_of(stream: Stream) -> int:
@@ -120,36 +121,39 @@ def gates_of(stream: Stream) -> int:
     return stream.clocks
 
 
-def decide_at(stream: Stream, start: int, level: float) -> Decision:
+def decide_at(stream: Stream, start: int, level: float, *, quiet: bool = False) -> Decision:
     """Measure from block `start` on until decided, as the plugin does.
 
     Args:
         stream: holds all the blocks of the last look from `start` on.
         start: number of a block.
         level: chance of a false alarm that each noisy gate may spend over all looks.
+        quiet: the baseline was stored on a quiet machine, instead of beside the load of this stretch.
     """
     looks = looks_up_to(MOST_BLOCKS)
     times = stream.times[start : start + MOST_BLOCKS]
     pairs, per_block = np.log(times[..., 1, :] / times[..., 0, :]), times.shape[1]
     # The last clock is the gated one: process CPU time, or the only one.
     values = [block_medians(pairs[..., clock].ravel().tolist(), per_block) for clock in (-1, 0)]
-    share: float | None = None
+    load: float | None = None
     for look in looks:
         if stream.clocks == 2:
-            share = float(np.median(times[:look, :, 0, WALL] / times[:look, :, 0, CPU]))
-        now = record(values[0][:look], values[1][:look] if share else (), share)
-        verdicts = decide(now, Thresholds(), BASELINE, alpha=level / len(looks))
+            load = float(np.median(times[:look, :, 0, WALL] / times[:look, :, 0, CPU]))
+        now = record(values[0][:look], values[1][:look] if load else (), load)
+        stored = baseline(1.0 if load and quiet else load)
+        verdicts = decide(now, Thresholds(), stored, alpha=level / len(looks))
         if not undecided_axes(verdicts):
             break
     noisy = [verdict for verdict in verdicts if verdict.axis in ("time", "wall")]
-    stored = stream.stored[start : start + look]
+    other = stream.stored[start : start + look]
     return Decision(
         worst(noisy),
         sum(verdict.outcome == "failed" for verdict in noisy),
         look * per_block,
         now.time,
-        _alarms(stored, times[:look, :, 1]),
+        _alarms(other, times[:look, :, 1]),
         next((verdict.outcome for verdict in noisy if verdict.axis == "wall"), None),
+        load,
     )
 
 
@@ -163,7 +167,7 @@ def _alarms(stored: Array, now: Array) -> dict[str, bool]:
     return alarms
 
 
-def runs(streams: Iterable[Stream], tests: int) -> Iterator[list[Decision]]:
+def runs(streams: Iterable[Stream], tests: int, *, quiet: bool = False) -> Iterator[list[Decision]]:
     """Runs of `tests` tests whose gates share one error; decisions follow each other and never share a pair.
 
     A decision starts where the one before it ended, and only where the last look would still fit, so that
@@ -176,7 +180,7 @@ def runs(streams: Iterable[Stream], tests: int) -> Iterator[list[Decision]]:
         while start + MOST_BLOCKS <= len(stream.times):
             if not run:
                 family = Family(tests * gates_of(stream))
-            decision = decide_at(stream, start, family.level())
+            decision = decide_at(stream, start, family.level(), quiet=quiet)
             family.close(decided=gates_of(stream), failed=decision.failed)
             start += decision.pairs // stream.times.shape[1]
             run.append(decision)
