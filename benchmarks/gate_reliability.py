@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     if options.docs:
         options.docs.write_text(filled(options.docs.read_text(), text))
-    return int(options.check and not all(goal.met for goal in found_goals))
+    return int(options.check and any(goal.met is False for goal in found_goals))
 
 
 def filled(page: str, text: str) -> str:

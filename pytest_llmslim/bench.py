@@ -139,7 +139,8 @@ class Bench:
 
     def _undecided(self, record: Record) -> frozenset[str]:
         """The axes that need more blocks: of undecided gates, or for a baseline that is worth storing."""
-        axes = gate.undecided_axes(record.verdicts)
+        # What is red already stays red, whatever else would come out.
+        axes = frozenset() if record.outcome == "failed" else gate.undecided_axes(record.verdicts)
         if not self._session.settings.update:
             return axes
         stored = ("time", "energy") if self._session.energy_gated else ("time",)

@@ -140,7 +140,16 @@ def decide(
         if anchor is not None:
             verdicts.append(regression(case, axis, anchor, "anchor"))
         found += [verdict for verdict in verdicts if verdict]
-    return tuple(found)
+    return tuple(verdict for verdict in found if not _said_by_time(verdict, found))
+
+
+def _said_by_time(verdict: Verdict, found: Iterable[Verdict]) -> bool:
+    """Undecided wall time is no news where CPU time has failed against the same."""
+    return (
+        verdict.axis == "wall"
+        and verdict.outcome == "inconclusive"
+        and any((v.axis, v.outcome, v.against) == ("time", "failed", verdict.against) for v in found)
+    )
 
 
 def undecided_axes(verdicts: Iterable[Verdict]) -> frozenset[str]:
@@ -232,7 +241,7 @@ def _short_text(now: Interval, bound: float) -> str:
 def _cost_threshold(case: Case, axis: Axis, limit: float) -> Verdict | None:
     name, _ = case.thresholds.of(axis)
     bound = limit if axis == "opt" else 1 + limit
-    edges = Edges(bound, bound, judging.busier(case.record, None))
+    edges = Edges(bound, bound, judging.load(case.record, None))
     try:
         now = judging.bounds(case, axis)
     except (MeasurementError, ScoreError) as error:

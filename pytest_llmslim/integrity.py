@@ -99,9 +99,8 @@ def check(
 def _control(reference: nn.Module, different: bool) -> Integrity:
     if different:
         raise CompressionError("identity is a control and has to equal its reference, got another model")
-    return Integrity(
-        "control", f"control: all {len(stored_tensors(reference))} tensors equal the reference's"
-    )
+    said = f"control: all {len(stored_tensors(reference))} tensors equal the reference's"
+    return Integrity("control", said, "same")
 
 
 def _judge(
@@ -116,7 +115,17 @@ def _judge(
     if simulated:
         return Integrity("simulated", "; ".join((*simulated, sizes.sentence)))
     status, seen = _seen(_changed_weights(reference, candidate), sizes, replaced)
-    return Integrity(status, f"{seen}: {sizes.sentence}")
+    same = _kinds(candidate) <= _kinds(reference)
+    return Integrity(status, f"{seen}: {sizes.sentence}", "same" if same else "other")
+
+
+def _kinds(model: nn.Module) -> set[tuple[type, torch.dtype]]:
+    """Classes of the modules that hold weights, with the weights' dtypes: what decides on the kernels."""
+    return {
+        (type(module), parameter.dtype)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    }
 
 
 def _seen(weights: list[_Weight], sizes: _Sizes, replaced: _Replaced) -> tuple[Status, str]:

@@ -17,6 +17,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Final
 
 from pytest_llmslim.statistics import (
+    BLOCK_MISS,
     CONFIDENCE,
     MOST_SAMPLES,
     critical_rank_sum,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 POWER: Final = 0.8
 """Of all runs with a detectable increase, the share that tells it."""
 
-_MISS: Final = (1 - CONFIDENCE) / 2
 _COUNTED: Final = 100
 """Up to so many blocks the critical rank sum is exact, above it is that of a nearly normal distribution."""
 _NORMAL: Final = NormalDist()
@@ -81,14 +81,14 @@ def detectable_by_blocks(now: Interval, alpha: float, blocks: int | None = None)
         mean       n p1 + n (n - 1) / 2 p2
         variance   n p1 (1 - p1) + n (n - 1) / 2 (2 (p1 - p2)^2 + 3 p2 (1 - p2)) + n (n - 1) (n - 2) (p3 - p2^2)
 
-    Where only blocks that are all positive reject, the power is `p1^n`. s comes from the 95 % interval, which is
+    Where only blocks that are all positive reject, the power is `p1^n`. s comes from the interval, which is
     `2 z s / sqrt(n)` wide, z at the level that it attains exactly. Against simulation with s known, the increase
     is right to 2 % from four blocks above the fewest that can decide, and at most 12 % too large below; s from
     the interval is on average 3 % (40 blocks) to 17 % (12 blocks) too large. Spikes that reach whole blocks make
     it too small near the fewest blocks.
 
     Args:
-        now: a 95 % interval over blocks (`statistics.hodges_lehmann`).
+        now: an interval over blocks by the bounds that are shown (`statistics.hodges_lehmann`).
         alpha: what the decision may spend.
         blocks: `None`: as many as `now` has.
 
@@ -100,7 +100,7 @@ def detectable_by_blocks(now: Interval, alpha: float, blocks: int | None = None)
         return None
     if n < minimum_blocks(alpha):
         return math.inf
-    attained = rank_sum_tail(now.n)[critical_rank_sum(now.n, _MISS)]
+    attained = rank_sum_tail(now.n)[critical_rank_sum(now.n, BLOCK_MISS)]
     deviation = half * math.sqrt(now.n) / -_NORMAL.inv_cdf(attained)
     return _increase(deviation * _detectable_shift(n, alpha))
 

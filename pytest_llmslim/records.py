@@ -177,10 +177,14 @@ class Integrity:
     `compressed`: stored bytes or shapes fell, or kernels were replaced. `simulated`: weights were rounded or
     masked but are stored and multiplied in full. `control`: the identity recipe, for A/A runs.
     `changed`: other weights of the same size. `nothing`: equal to the reference.
+
+    `kernels`: whether the candidate multiplies as its reference does (`same`: modules with weights are of the
+    same classes and dtypes). `other` kernels may slow down otherwise beside other load.
     """
 
     status: Literal["compressed", "simulated", "changed", "control", "nothing"]
     sentence: str
+    kernels: Literal["same", "other"] = "other"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,12 +92,12 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
         return case.verdict(axis, "inconclusive", f"{name} cannot be judged: {reason}.", against)
     limits = _limits(case, against)
     # A ratio that was stored beside more load is too high by as much as load can make.
-    spared = 1 + judging.LOAD if judging.busier(stored, case.record) else 1.0
+    spared = judging.load(stored, case.record)
     # The stored ratio is not exact either: its interval widens the tolerance on both sides.
     edges = judging.Edges(
         then.high * (1 + limits.limit),
-        then.low * (1 + limits.resolve) / spared,
-        judging.busier(case.record, stored),
+        then.low * (1 + limits.resolve) / (1 + spared),
+        judging.load(case.record, stored),
     )
     outcome = judging.judge(case, now, edges)
     if judging.wall_says_nothing(axis, outcome, now, edges):
@@ -110,7 +110,7 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
         text += f". {_ACCEPT[against]}"
     elif outcome == "inconclusive":
         advice = f"The stored run has too few blocks; write it anew with {_ANEW[against]}."
-        if spared > 1:
+        if spared:
             advice = f"The stored run was made beside more load; write it anew with {_ANEW[against]}."
         elif then.low and math.isfinite(then.high):
             advice, more = judging.undecided(case, axis, now, edges)

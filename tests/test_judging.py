@@ -12,7 +12,7 @@ from sample_records import BALANCED, blocks, quality, record
 
 from pytest_llmslim.errors import SettingError
 from pytest_llmslim.gate import NOISY, Limits, Thresholds, decide, failure, noisy_gates, undecided_axes
-from pytest_llmslim.records import Key, Metering, Profile, Sampling
+from pytest_llmslim.records import Integrity, Key, Metering, Profile, Sampling
 from pytest_llmslim.sequential import LOOKS, Family
 
 NONE = Thresholds()
@@ -72,6 +72,16 @@ def test_undecided_wall_time_past_the_limit_asks_for_more_blocks():
     now = timed(wall=1.5, n=8)
     verdicts = decide(now, NONE, timed(), alpha=0.002)
     assert undecided_axes(verdicts) == {"wall"}
+
+
+def test_undecided_wall_time_is_no_news_where_cpu_time_failed():
+    """Nor does it keep a measurement going."""
+    now = dataclasses.replace(
+        timed(1.5), samples=dataclasses.replace(timed(1.5).samples, wall=blocks(1.3, 0.9))
+    )
+    verdicts = decide(now, NONE, timed())
+    assert {v.axis: v.outcome for v in verdicts if v.against == "baseline"}["time"] == "failed"
+    assert not [v for v in verdicts if v.axis == "wall"]
 
 
 # Anchor ---------------------------------------------------------------------------------------------------
@@ -217,6 +227,24 @@ def test_what_other_load_can_explain_neither_fails_nor_passes(ratio, now, then, 
     """Beside other load unlike kernels do not slow down alike."""
     (verdict,) = verdicts_on("time", "baseline", timed(ratio, sampling=now), NONE, timed(sampling=then))
     assert verdict.outcome == outcome
+
+
+@pytest.mark.parametrize(("ratio", "outcome"), [(1.045, "inconclusive"), (1.06, "failed"), (1.2, "failed")])
+def test_a_candidate_that_multiplies_as_its_reference_does_slows_down_alike(ratio, outcome):
+    """Beside any load, 3 % is all that was seen: what is slower then is found there, too."""
+    alike = Integrity("compressed", "Fewer heads.", "same")
+    (verdict,) = verdicts_on(
+        "time", "baseline", timed(ratio, sampling=BUSY, integrity=alike), NONE, timed(integrity=alike)
+    )
+    assert verdict.outcome == outcome
+
+
+def test_past_what_load_explains_more_blocks_are_asked_for():
+    """The lower bound has not got there, and the estimate has."""
+    near = timed(1.26, spread=0.08, sampling=BUSY)
+    (verdict,) = verdicts_on("time", "baseline", near, NONE, timed())
+    assert (verdict.outcome, verdict.more) == ("inconclusive", True)
+    assert verdicts_on("time", "baseline", timed(1.26, sampling=BUSY), NONE, timed())[0].outcome == "failed"
 
 
 def test_load_in_words():

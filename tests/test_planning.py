@@ -29,7 +29,7 @@ def known_blocks(deviation: float, n: int) -> Interval:
     for rank in range(1, n + 1):
         ways = np.convolve(ways, [1] + [0] * (rank - 1) + [1])
     p = np.cumsum(ways[::-1])[::-1] / 2.0**n
-    half = deviation * scipy.stats.norm.isf(p[p <= 0.025].max()) / math.sqrt(n)
+    half = deviation * scipy.stats.norm.isf(p[p <= 0.0125].max()) / math.sqrt(n)
     return Interval(1.0, math.exp(-half), math.exp(half), n)
 
 

@@ -99,10 +99,11 @@ def test_wall_time_is_judged_where_it_agrees(wall, verdict):
     assert rules.decide_at(stream(1.0, wall=wall), 0, 0.01).wall == verdict
 
 
-@pytest.mark.parametrize(("quiet", "outcome"), [(False, "failed"), (True, "inconclusive")])
-def test_what_load_can_explain_fails_only_a_baseline_beside_the_same_load(quiet, outcome):
-    """The replay tells the gate how busy the machine was, now and then."""
-    found = rules.decide_at(stream(1.15, wall=1.5), 0, 0.01, quiet=quiet)
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize(("ratio", "outcome"), [(1.0, "passed"), (1.15, "failed")])
+def test_models_that_multiply_alike_are_told_apart_beside_load_too(quiet, ratio, outcome):
+    """The replay tells the gate how busy the machine was, now and then, and that the kernels are the same."""
+    found = rules.decide_at(stream(ratio, wall=1.5), 0, 0.01, quiet=quiet)
     assert (found.outcome, found.load) == (outcome, 1.5)
 
 

@@ -102,7 +102,7 @@ def _record(time: Estimate, wall: Estimate, samples: Samples, load: float | None
         stored_bytes=_EXACT,
         floor=None,
         build=Build(_SECOND, _SIDE.energy_j, ()),
-        integrity=Integrity("control", "A replay."),
+        integrity=Integrity("control", "A replay.", "same"),
         profile=PROFILES["balanced"],
         opt=opt_estimate(_EXACT, time, nothing, PROFILES["balanced"]),
         fingerprint={},
