@@ -26,7 +26,7 @@ from reliability import goals, live, tables
 from reliability.noise import SIMULATED, TRUTHS, Stream, recorded, simulate
 from reliability.rules import gates_of, runs
 
-from pytest_llmslim.judging import WALL_AGREES
+from pytest_llmslim.conditions import WALL_AGREES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

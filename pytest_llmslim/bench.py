@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from pytest_llmslim import gate
+from pytest_llmslim.conditions import busier
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.perplexity import perplexity
-from pytest_llmslim.judging import busier
 from pytest_llmslim.measure import Duet, Measured, Plan, Tally
 from pytest_llmslim.models.storage import parameter_count, stored_bytes
 from pytest_llmslim.records import (

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from pytest_llmslim import judging, noise, units
+from pytest_llmslim import noise, units
 from pytest_llmslim.collection import model_label
+from pytest_llmslim.conditions import WALL_AGREES
 from pytest_llmslim.encoding import to_builtins
 from pytest_llmslim.errors import SettingError
 from pytest_llmslim.measure import QUICK_PAIRS, Duet, Measured, Plan
@@ -167,7 +168,7 @@ def _series(measured: Measured) -> Iterable[Series]:
 def _wall_excluded(share: float | None) -> str:
     if share is None:
         return "not gated on a GPU"
-    if share <= judging.WALL_AGREES:
+    if share <= WALL_AGREES:
         return ""
     return f"{units.significant(share)} times process CPU time, so it is not gated"
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_llmslim import judging, units
 from pytest_llmslim.comparability import no_number
+from pytest_llmslim.conditions import explained
 from pytest_llmslim.errors import MeasurementError, ScoreError, SettingError
 from pytest_llmslim.judging import Case, Edges
 from pytest_llmslim.planning import detectable_by_windows, windows_to_detect
@@ -241,7 +242,7 @@ def _short_text(now: Interval, bound: float) -> str:
 def _cost_threshold(case: Case, axis: Axis, limit: float) -> Verdict | None:
     name, _ = case.thresholds.of(axis)
     bound = limit if axis == "opt" else 1 + limit
-    edges = Edges(bound, bound, judging.load(case.record, None))
+    edges = Edges(bound, bound, explained(case.record, None))
     try:
         now = judging.bounds(case, axis)
     except (MeasurementError, ScoreError) as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_llmslim import units
+from pytest_llmslim.conditions import WALL_AGREES, Explained, layout, sentence
 from pytest_llmslim.meters.crosscheck import agree
 from pytest_llmslim.records import Against, Axis, Estimate, Outcome, Record, Verdict
 from pytest_llmslim.score import opt_estimate
@@ -19,30 +20,18 @@ from pytest_llmslim.statistics import Interval, hodges_lehmann, minimum_blocks, 
 if TYPE_CHECKING:
     from pytest_llmslim.gate import Limits, Thresholds
 
-LAYOUT: Final = 0.055
-"""What memory layout alone can add to the time of one of two equal copies, for a whole process (measured)."""
-LOAD: Final = {"other": 0.2, "same": 0.03}
-"""What other load alone can add to a ratio, by the candidate's kernels: whoever is put off the core finds cold caches
-again, and some kernels pay more for that. Measured alone, beside one other process a core, and beside three: int8
-takes 1.25, 1.36 and 1.46 times its reference, int4 0.85, 0.88 and 0.94; pruned heads, which multiply as the
-reference does, 0.875, 0.88 and 0.89; the copy of the reference 1.00 everywhere."""
-BUSIER: Final = 1.25
-"""A machine is busier than at another time when its wall / CPU time is this many times as large."""
-WALL_AGREES: Final = 1.1
-"""Wall time is gated where it is at most this times the process CPU time of the reference: on a quiet machine."""
 _SLACK: Final = 1e-9  # exp and log of a limit do not give the limit back
 
 
 class Edges(NamedTuple):
     """A ratio surely above `fail_above` fails, one surely below `pass_below` passes.
 
-    `load`: what other load alone can have added, where the machine was busier than when the ratio was stored to
-    which the edges belong.
+    `load`: what other conditions alone can have added to the ratio, see `conditions.explained`.
     """
 
     fail_above: float
     pass_below: float
-    load: float = 0.0
+    load: Explained = Explained()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +87,6 @@ def _share(case: Case, axis: Axis) -> float:
     return 0.5 if axis == "opt" and profile.alpha > 0 and profile.beta > 0 else 1.0
 
 
-def busier(record: Record, stored: Record | None) -> bool:
-    """Whether a record was measured beside more load than a stored one, or than a quiet machine has."""
-    now = record.sampling.wall_over_cpu
-    then = stored.sampling.wall_over_cpu if stored else None
-    return now is not None and now > max(WALL_AGREES, BUSIER * (then or 0))
-
-
-def load(record: Record, stored: Record | None) -> float:
-    """What other load alone can have added to a record's ratios, against a stored one; 0 where it was not busier."""
-    return LOAD[record.integrity.kernels] if busier(record, stored) else 0.0
-
-
 def judge(case: Case, now: Interval, edges: Edges) -> Outcome:
     """The decision. What memory that could not be renewed, or more load, can explain does not fail."""
     if over(now.low, edges.fail_above):
@@ -120,7 +97,8 @@ def judge(case: Case, now: Interval, edges: Edges) -> Outcome:
 def undecided(case: Case, axis: Axis, now: Interval, edges: Edges) -> tuple[str, bool]:
     """What is excluded so far and what would settle it, as a sentence; and whether that is more blocks."""
     if over(now.low, edges.fail_above):
-        return _explanation(case, edges), over(now.value, _explained(case, edges))
+        largest = max(edges.load, layout(case.record))
+        return sentence(largest), over(now.value, _explained(case, edges))
     share = _share(case, axis)
     least = [minimum_blocks(alpha * share) for alpha in (case.alpha, case.limits.pass_alpha)]
     if now.n < min(least):
@@ -146,21 +124,7 @@ def undecided(case: Case, axis: Axis, now: Interval, edges: Edges) -> tuple[str,
 
 def _explained(case: Case, edges: Edges) -> float:
     """The ratio up to which something else than the candidate can have made it slower."""
-    return edges.fail_above * (1 + edges.load) * (1.0 if case.record.sampling.movable else 1 + LAYOUT)
-
-
-def _explanation(case: Case, edges: Edges) -> str:
-    """What else than the candidate can have made it slower, so that it is not failed."""
-    if edges.load:
-        wall = case.record.sampling.wall_over_cpu or 0.0
-        return (
-            f"The machine is busy with other work (wall / CPU time {wall:.2f}), which alone can make "
-            f"{units.percent_limit(edges.load)}; run it again when it is quiet."
-        )
-    return (
-        f"The models are too large to be moved in memory, and layout alone can make {units.percent_limit(LAYOUT)}; "
-        f"run it again in another process, or with more memory."
-    )
+    return edges.fail_above * (1 + edges.load.share) * (1 + layout(case.record).share)
 
 
 def _option(case: Case, blocks: int) -> str:

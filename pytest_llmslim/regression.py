@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_llmslim import judging, units
 from pytest_llmslim.comparability import difference, other_perplexity_of_same_weights
+from pytest_llmslim.conditions import explained, hidden
 from pytest_llmslim.errors import MeasurementError, ScoreError
 
 if TYPE_CHECKING:
@@ -91,13 +92,12 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
     if reason:
         return case.verdict(axis, "inconclusive", f"{name} cannot be judged: {reason}.", against)
     limits = _limits(case, against)
-    # A ratio that was stored beside more load is too high by as much as load can make.
-    spared = judging.load(stored, case.record)
+    spared = hidden(stored, case.record)
     # The stored ratio is not exact either: its interval widens the tolerance on both sides.
     edges = judging.Edges(
         then.high * (1 + limits.limit),
         then.low * (1 + limits.resolve) / (1 + spared),
-        judging.load(case.record, stored),
+        explained(case.record, stored),
     )
     outcome = judging.judge(case, now, edges)
     if judging.wall_says_nothing(axis, outcome, now, edges):
@@ -111,7 +111,9 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
     elif outcome == "inconclusive":
         advice = f"The stored run has too few blocks; write it anew with {_ANEW[against]}."
         if spared:
-            advice = f"The stored run was made beside more load; write it anew with {_ANEW[against]}."
+            advice = (
+                f"The stored run was made on a busier or slower machine; write it anew with {_ANEW[against]}."
+            )
         elif then.low and math.isfinite(then.high):
             advice, more = judging.undecided(case, axis, now, edges)
         text += f", undecided. {advice}"

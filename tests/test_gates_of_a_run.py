@@ -78,7 +78,7 @@ def test_a_stored_interval_is_at_most_half_a_regression_to_each_side(low, high, 
 
 def test_a_baseline_that_is_made_on_a_busy_machine_is_told_so(pytester, run, monkeypatch):
     """Where it is written, not where it is compared."""
-    monkeypatch.setattr("pytest_llmslim.judging.WALL_AGREES", 0.0)
+    monkeypatch.setattr("pytest_llmslim.conditions.WALL_AGREES", 0.0)
     pytester.makepyfile(test_own=OWN)
     told = (
         "baselines were measured while the machine was busy with other work; write them again on a quiet one*"

@@ -14,7 +14,8 @@ from pytest_llmslim.breakeven import (
     time_break_even,
     tokens_a_pass,
 )
-from pytest_llmslim.judging import WALL_AGREES, interval_of
+from pytest_llmslim.conditions import WALL_AGREES
+from pytest_llmslim.judging import interval_of
 from pytest_llmslim.meters.crosscheck import AGREE, agree
 from pytest_llmslim.planning import detectable_by_blocks
 
