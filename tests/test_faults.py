@@ -175,44 +175,10 @@ def test_every_odd_candidate_is_one_sentence_and_the_next_test_is_measured(pytes
     assert record["perplexity"]["value"] == pytest.approx(1, rel=0.01)
 
 
-def test_a_candidate_that_hangs_is_stopped_and_the_next_test_is_measured(pytester, run):
-    """In a forward pass and while it is made; the session is usable afterwards."""
-    pytester.makeconftest(CONFTEST)
-    pytester.makepyfile(
-        test_own="""
-        import threading
-        import torch
-        from conftest import halve
-
-        class Hanging(torch.nn.Module):
-            def __init__(self, model):
-                super().__init__()
-                self.model, self.config = model, model.config
-
-            def forward(self, **inputs):
-                threading.Lock().acquire() and threading.Event().wait()
-
-        def test_hangs(llm):
-            llm.measure(Hanging)
-
-        def test_well(llm):
-            llm.measure(halve)
-        """
-    )
-    result = run("--llm-timeout=20")
-    result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(
-        [
-            "test_hangs on tiny-gpt2 took longer than 20 s (--llm-timeout) and was stopped while measuring, in wait *"
-        ]
-    )
-
-
 # Processes ------------------------------------------------------------------------------------------------
 
 TWO = """
     import os
-    import signal
     import time
     import pytest
 
@@ -227,22 +193,10 @@ TWO = """
 """
 
 
-def test_a_worker_that_is_killed_leaves_what_it_measured(pytester, small):
-    """The test that the worker was in is named; the record of the one before is on disk and in the table."""
-    pytester.makepyfile(test_own=TWO.format(act="os.kill(os.getpid(), signal.SIGKILL)"))
-    result = pytester.runpytest_subprocess("-p", "no:benchmark", *small("-n1", "--max-worker-restart=0"))
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running*test_second*"])
-    assert [record["key"]["recipe"] for record in records(pytester)] == ["int8"]
-    result.stdout.fnmatch_lines(["1 *int8 *"])
-
-
-@pytest.mark.parametrize("update", [False, True])
-def test_ctrl_c_keeps_what_was_finished(pytester, small, update):
-    """Exit code 2; records that were complete are in the results, and with --llm-update in whole baseline files."""
+def test_a_real_interrupt_keeps_what_was_finished(pytester, small):
+    """SIGINT to the process: exit code 2, complete records in the results, no half of a baseline."""
     pytester.makepyfile(test_own=TWO.format(act="open('here', 'w').close(); time.sleep(60)"))
-    options = small("-p", "no:benchmark", *(["--llm-update"] if update else []))
-    command = [sys.executable, "-m", "pytest", *options]
+    command = [sys.executable, "-m", "pytest", *small("-p", "no:benchmark", "--llm-update")]
     process = subprocess.Popen(
         command, cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -253,6 +207,4 @@ def test_ctrl_c_keeps_what_was_finished(pytester, small, update):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
     assert [record["key"]["recipe"] for record in records(pytester)] == ["int8"]
-    stored = list((pytester.path / "baselines").glob("*/*"))
-    assert all(json.loads(path.read_text())["records"] for path in stored)
-    assert not [path for path in stored if path.suffix != ".json"]
+    assert not list(pytester.path.glob("baselines/*/*"))
