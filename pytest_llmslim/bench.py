@@ -118,7 +118,7 @@ class Bench:
 
         measured = self._run(made, subject, lambda measured: self._undecided(judged(measured)))
         self._session.check_reference(self._case.model, subject)
-        record = judged(measured)
+        record = _settled(judged(measured))
         self._close(record)
         self.records.append(record)
         if self._show and len(self.records) == 1 and measured.candidate.wall_ns:
@@ -213,6 +213,13 @@ class Bench:
             carbon=session.carbon,
             notes=(*passage.notes, *measured.notes),
         )
+
+
+def _settled(record: Record) -> Record:
+    """Without the gates that were still open when a failed one ended the measurement: they were not pursued."""
+    if record.outcome != "failed" or len(record.sampling.looks) >= record.sampling.planned:
+        return record
+    return replace(record, verdicts=tuple(verdict for verdict in record.verdicts if not verdict.more))
 
 
 def _side(module: torch.nn.Module, digest: str, tally: Tally, passage: Passage, clock: str) -> Side:

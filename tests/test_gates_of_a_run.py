@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from sample_records import record
 
 from pytest_llmslim import bench, session
 from pytest_llmslim.meters.replay import ReplayMeter
-from pytest_llmslim.records import Estimate, no_estimate
+from pytest_llmslim.records import Estimate, Sampling, Verdict, no_estimate
 
 OWN = """
     import pytest
@@ -74,6 +75,20 @@ def test_a_stored_interval_is_at_most_half_a_regression_to_each_side(low, high, 
     """It widens what a later run may lose; without a number there is nothing to narrow."""
     estimate = no_estimate("no meter") if low is None else Estimate(1.0, low, high, 8, "measured", "cpu")
     assert bench._coarse(estimate, 0.02) == coarse
+
+
+@pytest.mark.parametrize(("looks", "kept"), [((8,), 2), ((8, 12), 3)])
+def test_gates_that_a_failed_one_left_open_are_not_shown(looks, kept):
+    """They were not pursued; after the last look they are what they are."""
+    verdicts = (
+        Verdict("perplexity", "failed", "worse"),
+        Verdict("time", "inconclusive", "open", more=True),
+        Verdict("energy", "inconclusive", "no meter"),
+    )
+    red = record(verdicts=verdicts, sampling=Sampling(4, looks, planned=2))
+    assert len(bench._settled(red).verdicts) == kept
+    green = record(verdicts=verdicts[1:], sampling=Sampling(4, looks, planned=2))
+    assert bench._settled(green) == green
 
 
 def test_a_baseline_that_is_made_on_a_busy_machine_is_told_so(pytester, run, monkeypatch):
