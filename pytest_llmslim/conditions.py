@@ -33,7 +33,8 @@ LAYOUT: Final = 0.055
 LOAD: Final = {"other": 0.25, "same": 0.03}
 """The most that conditions were seen to add to a ratio, by the candidate's kernels."""
 PACE: Final = 0.75
-"""Of what the reference takes longer than it did, the most that a ratio was seen to grow by."""
+"""Of what the reference takes longer than it did, the most that a ratio was seen to grow by. Where it takes less, as
+much is allowed: what speeds it up need not speed up other kernels."""
 BUSIER: Final = 1.25
 """A machine is busier, or slower, than at another time when its figure is this many times as large."""
 WALL_AGREES: Final = 1.1
@@ -69,11 +70,12 @@ def explained(record: Record, stored: Record | None) -> Explained:
     if busier(record, stored):
         wall = record.sampling.wall_over_cpu or 0.0
         return Explained(most, f"The machine is busy with other work (wall / CPU time {wall:.2f})")
-    pace = slower(record, stored) if stored else 1.0
-    if pace <= 1:
+    times = slower(record, stored) if stored else 1.0
+    if times == 1:
         return Explained()
-    why = f"The machine is slower than it was (the reference takes {pace:.2f} times as long)"
-    return Explained(min(most, PACE * (pace - 1)), why)
+    how = "slower" if times > 1 else "faster"
+    why = f"The machine is {how} than it was (the reference takes {times:.2f} times as long)"
+    return Explained(min(most, PACE * (max(times, 1 / times) - 1)), why)
 
 
 def hidden(stored: Record, record: Record) -> float:
