@@ -119,6 +119,25 @@ def test_steal_time_is_seen_when_its_column_grows(tmp_path: Path, stat: Path) ->
     watch.close()
 
 
+@pytest.mark.parametrize(
+    ("steps", "seconds", "seen"),
+    [(1, 0.01, True), (1, 0.4, True), (1, 0.6, False), (10, 5.1, False), (11, 5.1, True), (0, 0.01, False)],
+)
+def test_two_percent_stolen_from_long_runs_disturb_nothing(
+    tmp_path: Path, stat: Path, steps: int, seconds: float, seen: bool
+) -> None:
+    """A step of a hundredth of a second is a lot for milliseconds and little for seconds."""
+    watch = Watch("cpu", threads=1, stat=stat, cpus=tmp_path)
+    stat.write_text(stat_text(5))
+    watch.begin()
+    for _ in range(2):
+        watch.lap(Ticks(int(seconds / 2 * 1e9), int(seconds / 2 * 1e9)))
+    stat.write_text(stat_text(5 + steps))
+    found = watch.end()
+    watch.close()
+    assert found == (("steal time",) if seen else ())
+
+
 def test_steal_time_between_pairs_is_no_disturbance(tmp_path: Path, stat: Path) -> None:
     """Only what grows between begin and end counts."""
     watch = on_cpu(tmp_path)

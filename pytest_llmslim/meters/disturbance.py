@@ -30,6 +30,9 @@ _Answer = TypeVar("_Answer")
 BACKWARDS = "clock went backwards"
 LOAD = "other load"
 STEAL = "steal time"
+STOLEN_A_SECOND = 2.0
+"""Steps of /proc/stat, hundredths of a second: 2 % stolen from runs of seconds is within their noise, and one step in
+runs of milliseconds is most of them."""
 THROTTLING = "throttling"
 CLOCKS = "clock change"
 
@@ -71,7 +74,7 @@ class Watch:
         self._sources: list[_Source] = [_Runs(BACKWARDS, _is_backwards)]
         if device.startswith("cpu") and (_torch_threads() if threads is None else threads) == 1:
             self._sources.append(_Runs(LOAD, _is_off_cpu))
-        self._add(lambda: [_Counters(STEAL, [self._open(stat)], _steal)])
+        self._add(lambda: [_Counters(STEAL, [self._open(stat)], _steal, STOLEN_A_SECOND)])
         if device.startswith("cuda"):
             self._add(lambda: self._gpu(device, connect()))
         else:
@@ -168,22 +171,34 @@ class _Runs:
 
 
 class _Counters:
-    """Counters that stand still over an undisturbed pair. Their files stay open, which saves most of a read."""
+    """Counters that stand still over an undisturbed pair. Their files stay open, which saves most of a read.
 
-    def __init__(self, name: str, files: Sequence[BinaryIO], parse: Callable[[bytes], int]) -> None:
+    Args:
+        name: of the disturbance.
+        files: where the counters stand.
+        parse: gives the counter in a file.
+        free: steps a second of timed runs that are no disturbance yet.
+    """
+
+    def __init__(
+        self, name: str, files: Sequence[BinaryIO], parse: Callable[[bytes], int], free: float = 0.0
+    ) -> None:
         if not files:
             raise FileNotFoundError(name)
-        self.name, self._files, self._parse = name, files, parse
+        self.name, self._files, self._parse, self._free = name, files, parse, free
         self._before: list[int] = []
+        self._wall_ns = 0
 
     def begin(self) -> None:
-        self._before = self._read()
+        self._before, self._wall_ns = self._read(), 0
 
     def lap(self, ticks: Ticks) -> None:
         """Counters are read at the ends of a pair only."""
+        self._wall_ns += ticks.wall_ns
 
     def seen(self) -> bool:
-        return any(after > before for before, after in zip(self._before, self._read(), strict=True))
+        free = self._free * self._wall_ns / 1e9
+        return any(after - before > free for before, after in zip(self._before, self._read(), strict=True))
 
     def _read(self) -> list[int]:
         return [self._parse(os.pread(file.fileno(), 256, 0)) for file in self._files]
