@@ -14,7 +14,7 @@ import torch
 
 from pytest_llmslim import noise, units
 from pytest_llmslim.collection import model_label
-from pytest_llmslim.conditions import WALL_AGREES
+from pytest_llmslim.conditions import wall_agrees
 from pytest_llmslim.encoding import to_builtins
 from pytest_llmslim.errors import SettingError
 from pytest_llmslim.measure import QUICK_PAIRS, Duet, Measured, Plan
@@ -22,6 +22,7 @@ from pytest_llmslim.models.storage import copy_model
 from pytest_llmslim.noise import LEAST_BLOCKS, REPLAYS, Calibration, Proposal, Series
 from pytest_llmslim.pairs import energy_pairs, log_ratios
 from pytest_llmslim.reports.calibration import model_lines, proposal_lines
+from pytest_llmslim.reports.files import make_folder
 from pytest_llmslim.reports.progress import progress_of
 from pytest_llmslim.session import Session
 from pytest_llmslim.state import settings_of
@@ -168,7 +169,7 @@ def _series(measured: Measured) -> Iterable[Series]:
 def _wall_excluded(share: float | None) -> str:
     if share is None:
         return "not gated on a GPU"
-    if share <= WALL_AGREES:
+    if wall_agrees(share):
         return ""
     return f"{units.significant(share)} times process CPU time, so it is not gated"
 
@@ -202,10 +203,7 @@ def _write(session: Session, calibrations: Sequence[Calibration], proposal: Prop
     }
     path = settings.results / "calibration.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ignore = path.parent / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n")
+        make_folder(path.parent)
         path.write_text(json.dumps(to_builtins(content), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
         raise SettingError(

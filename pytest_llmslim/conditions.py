@@ -42,11 +42,19 @@ WALL_AGREES: Final = 1.1
 
 
 class Explained(NamedTuple):
-    """By how much conditions alone can have raised a ratio, as a fraction; which, and what to do about them."""
+    """By how much conditions alone can have raised a ratio, as a fraction; which, and what to do about them.
+
+    `why` goes on with "alone can make ...".
+    """
 
     share: float = 0.0
     why: str = ""
     advice: str = "run it again when it is quiet"
+
+
+def wall_agrees(wall_over_cpu: float | None) -> bool:
+    """Whether wall time tells the same as process CPU time; not where nothing is known of it, as on a GPU."""
+    return wall_over_cpu is not None and wall_over_cpu <= WALL_AGREES
 
 
 def busier(record: Record, stored: Record | None) -> bool:
@@ -69,12 +77,12 @@ def explained(record: Record, stored: Record | None) -> Explained:
     most = LOAD[record.integrity.kernels]
     if busier(record, stored):
         wall = record.sampling.wall_over_cpu or 0.0
-        return Explained(most, f"The machine is busy with other work (wall / CPU time {wall:.2f})")
+        return Explained(most, f"The machine is busy with other work (wall / CPU time {wall:.2f}), which")
     times = slower(record, stored) if stored else 1.0
     if times == 1:
         return Explained()
     how = "slower" if times > 1 else "faster"
-    why = f"The machine is {how} than it was (the reference takes {times:.2f} times as long)"
+    why = f"The machine is {how} than it was (the reference takes {times:.2f} times as long), which"
     return Explained(min(most, PACE * (max(times, 1 / times) - 1)), why)
 
 
@@ -98,5 +106,4 @@ def layout(record: Record) -> Explained:
 
 def sentence(found: Explained) -> str:
     """Why what is past a limit is not failed, and what to do."""
-    said = f"{found.why} alone can make {units.percent_limit(round(found.share, 3))}; {found.advice}."
-    return said.replace(") alone", "), which alone")
+    return f"{found.why} alone can make {units.percent_limit(round(found.share, 3))}; {found.advice}."

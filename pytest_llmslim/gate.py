@@ -202,9 +202,9 @@ def _threshold(case: Case, axis: Axis) -> Verdict | None:
         return case.verdict(
             axis, "failed", f"perplexity cannot be judged: {reason}; the candidate is broken."
         )
-    if limit is None or (axis == "wall" and (reason or not judging.gated(case, axis, now))):
+    if limit is None or (axis == "wall" and (reason or not judging.gated(case, axis))):
         return None
-    if not judging.gated(case, axis, now):
+    if not judging.gated(case, axis):
         reason = f"{now.source} only estimates energy; pass --llm-gate-estimated to use it all the same"
     reason = reason or judging.unreliable(case, axis)
     if reason:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_llmslim import units
-from pytest_llmslim.conditions import WALL_AGREES, Explained, layout, sentence
+from pytest_llmslim.conditions import Explained, layout, sentence, wall_agrees
 from pytest_llmslim.meters.crosscheck import agree
 from pytest_llmslim.records import Against, Axis, Estimate, Outcome, Record, Verdict
 from pytest_llmslim.score import opt_estimate
@@ -89,8 +89,13 @@ def _share(case: Case, axis: Axis) -> float:
 
 def judge(case: Case, now: Interval, edges: Edges) -> Outcome:
     """The decision. What memory that could not be renewed, or more load, can explain does not fail."""
+    return outcome(now, edges, _explained(case, edges))
+
+
+def outcome(now: Interval, edges: Edges, explained: float) -> Outcome:
+    """The three-way rule; `explained`: the ratio up to which nothing fails though it is past the limit."""
     if over(now.low, edges.fail_above):
-        return "failed" if over(now.low, _explained(case, edges)) else "inconclusive"
+        return "failed" if over(now.low, explained) else "inconclusive"
     return "inconclusive" if over(now.high, edges.pass_below) else "passed"
 
 
@@ -133,15 +138,14 @@ def _option(case: Case, blocks: int) -> str:
     return f"{name} {blocks * max(1, sampling.per_block)}"
 
 
-def gated(case: Case, axis: Axis, energy: Estimate) -> bool:
+def gated(case: Case, axis: Axis) -> bool:
     """Whether an axis is held against anything here.
 
     Wall time only where it agrees with the CPU time of the reference: else something beside us is timed.
     """
     if axis == "wall":
-        share = case.record.sampling.wall_over_cpu
-        return share is not None and share <= WALL_AGREES
-    return axis != "energy" or case.gate_estimated or energy.method != "estimated"
+        return wall_agrees(case.record.sampling.wall_over_cpu)
+    return axis != "energy" or case.gate_estimated or case.record.energy.method != "estimated"
 
 
 def wall_says_nothing(axis: Axis, outcome: Outcome, now: Interval, edges: Edges) -> bool:

@@ -170,12 +170,11 @@ class Ledger:
         return True
 
     def _write(self, name: str, text: str, *, append: bool = False) -> None:
+        from pytest_llmslim.reports.files import make_folder
+
         folder = settings_of(self.config).results
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            ignore = folder / ".gitignore"
-            if not ignore.exists():
-                ignore.write_text("*\n")
+            make_folder(folder)
             with (folder / name).open("a" if append else "w", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:

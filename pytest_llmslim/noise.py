@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from pytest_llmslim.gate import Limits
-from pytest_llmslim.judging import Edges, over
+from pytest_llmslim.judging import Edges, outcome, over
 from pytest_llmslim.sequential import LOOKS, Family, looks_up_to
 from pytest_llmslim.statistics import block_estimate, block_medians, hodges_lehmann
 
@@ -193,7 +193,9 @@ class Replays:
 
     def shares(self, edges: Edges, increase: float = 0.0) -> Shares:
         """How the gate ends measurements of something that takes `increase` more, by its first decision."""
-        outcomes = Counter(_ended(replay, edges, 1 + increase) for replay in self._bounds)
+        # What takes more is judged by limits that are lower by as much.
+        lower = Edges(edges.fail_above / (1 + increase), edges.pass_below / (1 + increase))
+        outcomes = Counter(_ended(replay, lower) for replay in self._bounds)
         failed, open_, passed = (
             outcomes[word] / len(self._bounds) for word in ("failed", "inconclusive", "passed")
         )
@@ -215,14 +217,10 @@ def replays(blocks: tuple[float, ...], looks: tuple[int, ...], gates: int, count
     return Replays(blocks, looks, gates, count)
 
 
-def _ended(replay: Iterable[Interval], edges: Edges, factor: float) -> Outcome:
-    """The rule of `judging.judge`, look by look."""
-    for now in replay:
-        if over(now.low * factor, edges.fail_above):
-            return "failed"
-        if not over(now.high * factor, edges.pass_below):
-            return "passed"
-    return "inconclusive"
+def _ended(replay: Iterable[Interval], edges: Edges) -> Outcome:
+    """The gate's rule, look by look."""
+    outcomes = (outcome(now, edges, edges.fail_above) for now in replay)
+    return next((found for found in outcomes if found != "inconclusive"), "inconclusive")
 
 
 def figures(series: Series, limits: Limits) -> Figures:

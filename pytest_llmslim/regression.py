@@ -35,7 +35,7 @@ def regression(case: Case, axis: Axis, stored: Record, against: Against) -> Verd
     known = [estimate for estimate in (now, then) if estimate.known]
     if not known or (not case.gate_estimated and all(e.method == "estimated" for e in known)):
         return None
-    if not judging.gated(case, axis, case.record.energy):
+    if not judging.gated(case, axis):
         return None
     reason = difference(case.record, stored, axis)
     if reason:

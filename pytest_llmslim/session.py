@@ -81,6 +81,7 @@ class Session:
         self._foreseen = foreseen
         self._family: Family | None = None
         self._carbon: Carbon | None = None
+        self._fingerprint: dict[str, str] | None = None
         self.device = _device(settings.device)
         self.store = Store(settings.baseline)
         self.progress: Callable[[str], Progress] | None = None
@@ -143,12 +144,14 @@ class Session:
 
     def fingerprint(self) -> dict[str, str]:
         """What makes timings of two machines comparable."""
-        return machine_fingerprint(
-            device=self.device,
-            threads=self.settings.threads,
-            dtype=self.settings.dtype,
-            energy_source=self.meter.source,
-        )
+        if self._fingerprint is None:  # asked for at every look; it reads files and opens NVML
+            self._fingerprint = machine_fingerprint(
+                device=self.device,
+                threads=self.settings.threads,
+                dtype=self.settings.dtype,
+                energy_source=self.meter.source,
+            )
+        return self._fingerprint
 
     def reference(self, model: str) -> LoadedModel:
         """The original model; the one before it is let go first."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from audited import HOOK
 
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.meters import carbon
@@ -113,17 +114,12 @@ def test_nothing_around_it_changes(
         assert not thread.is_alive()
 
 
-SCRIPT = """
-import signal, sys, time
-seen, handlers = [], []
+SCRIPT = (
+    HOOK
+    + """
+import signal, time
+handlers = []
 
-def hook(event, args):
-    if event.startswith(("socket.connect", "socket.get", "socket.send")):
-        seen.append((event, args))
-    if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
-        seen.append((event, args))
-
-sys.addaudithook(hook)
 def set_handler(number, handler, real=signal.signal):
     handlers.append((number, handler))
     return real(number, handler)
@@ -144,6 +140,7 @@ assert not handlers, handlers
 foreign = [entry for entry in seen if entry[1][0] != "/dev/null"]
 assert not foreign, foreign
 """
+)
 
 
 def test_a_process_of_its_own_leaves_no_trace(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from audited import HOOK
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,21 +99,15 @@ def test_a_table_without_years_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> N
     assert intensity("FRA") == Carbon("FRA", 50.0, "codecarbon 3.9")
 
 
-SCRIPT = """
-import os, sys
-seen = []
-
-def hook(event, args):
-    if event.startswith(("socket.connect", "socket.get", "socket.send")):
-        seen.append((event, args))
-    if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
-        seen.append((event, args))
-
-sys.addaudithook(hook)
+SCRIPT = (
+    HOOK
+    + """
+import os
 from pytest_llmslim.meters.intensity import intensity
 assert 50 < intensity("FRA").g_per_kwh < 60
 assert not seen, seen
 """
+)
 
 
 def test_neither_network_nor_output_nor_file(tmp_path: Path) -> None:

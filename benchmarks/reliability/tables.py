@@ -98,14 +98,17 @@ def pooled(cells: Iterable[Cell], noise: str) -> list[Cell]:
     return [Cell(kind, noise, truth, found) for truth, found in sorted(truths.items())]
 
 
+def _decided(cell: Cell) -> tuple[str, ...]:
+    """Noise, truth, how the gate decided, and with how many pairs."""
+    outcomes = (str(cell.outcome(outcome)) for outcome in ("failed", "passed", "inconclusive"))
+    return (cell.noise, truth_text(cell.truth), *outcomes, f"{cell.mean_pairs():.0f}")
+
+
 def gate_table(cells: Iterable[Cell]) -> str:
     """What the gate makes of each noise and truth."""
     rows = [
         (
-            cell.noise,
-            truth_text(cell.truth),
-            *(str(cell.outcome(outcome)) for outcome in ("failed", "passed", "inconclusive")),
-            f"{cell.mean_pairs():.0f}",
+            *_decided(cell),
             str(cell.covered()),
         )
         for cell in cells
@@ -117,10 +120,7 @@ def summary_table(cells: Iterable[Cell]) -> str:
     """What the gate makes of each noise and truth, and the alarms of the other rules on their usual clock."""
     rows = [
         (
-            cell.noise,
-            truth_text(cell.truth),
-            *(str(cell.outcome(outcome)) for outcome in ("failed", "passed", "inconclusive")),
-            f"{cell.mean_pairs():.0f}",
+            *_decided(cell),
             *(str(cell.alarms(f"{rule} wall")) for rule in ("mean:5%", "Mann-Whitney")),
         )
         for cell in cells

@@ -14,7 +14,7 @@ from pytest_llmslim.breakeven import (
     time_break_even,
     tokens_a_pass,
 )
-from pytest_llmslim.conditions import WALL_AGREES
+from pytest_llmslim.conditions import WALL_AGREES, wall_agrees
 from pytest_llmslim.judging import interval_of
 from pytest_llmslim.meters.crosscheck import AGREE, agree
 from pytest_llmslim.planning import detectable_by_blocks
@@ -135,8 +135,8 @@ def _sampling(record: Record) -> list[str]:
         else "the models stayed where they were in memory, so layout is not averaged out"
     )
     if sampling.wall_over_cpu is not None:
-        agree = sampling.wall_over_cpu <= WALL_AGREES
-        then = "they agree" if agree else f"over {WALL_AGREES:g}, so wall time is not gated"
+        quiet = wall_agrees(sampling.wall_over_cpu)
+        then = "they agree" if quiet else f"over {WALL_AGREES:g}, so wall time is not gated"
         out.append(f"wall / CPU time of the reference {sampling.wall_over_cpu:.2f}: {then}")
     return out
 

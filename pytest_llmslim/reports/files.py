@@ -10,8 +10,21 @@ from pytest_llmslim.records import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pytest_llmslim.records import Record
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the results, which git is to pass over.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
 
 
 def summary(records: Sequence[Record], unmeasured: Sequence[tuple[str, str]]) -> dict[str, Any]:
