@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.evals.text import cut, grammar_text
 from pytest_llmslim.measure import Duet, Plan
 from pytest_llmslim.meters.carbon import open_codecarbon
@@ -27,7 +28,7 @@ from pytest_llmslim.methods import Context
 from pytest_llmslim.models.loading import load_model
 from pytest_llmslim.models.storage import copy_model
 from pytest_llmslim.recipe import instantiate, parse
-from pytest_llmslim.registry import BUILTIN_METHODS, Registry
+from pytest_llmslim.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

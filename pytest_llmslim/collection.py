@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_llmslim import marker
+from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.errors import SettingError, SlimError
 from pytest_llmslim.recipe import Recipe, parse
 from pytest_llmslim.records import Key
-from pytest_llmslim.registry import BUILTIN_METHODS, Registry
+from pytest_llmslim.registry import Registry
 from pytest_llmslim.state import FIXTURE, is_ours
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from pytest_llmslim.errors import RecipeError
-from pytest_llmslim.registry import NAME, QUANTIZE, Registry, Spec
+from pytest_llmslim.registry import DISTIL, NAME, PRUNE, QUANTIZE, RECOVER, SPARSIFY, Registry, Spec
 
 if TYPE_CHECKING:
     from pytest_llmslim.methods import Method
@@ -113,9 +113,10 @@ def _load(spec: Spec) -> type:
 def _import_failure(spec: Spec, error: ImportError) -> str:
     package = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package not in sys.modules:
+        wanted = f"'pytest-llmslim[{spec.extra}]'" if spec.extra else package
         return (
             f"method {spec.name!r} needs the Python package {package}, which is not installed; "
-            f"run: pip install {package}"
+            f"run: pip install {wanted}"
         )
     return (
         f"method {spec.name!r} from {spec.origin} cannot be imported: {error}; "
@@ -153,17 +154,33 @@ def _check_quantized_once(steps: tuple[Step, ...], specs: list[Spec]) -> None:
         )
 
 
+# A kind of step, and the kinds that cannot come after it.
+_NEVER_AFTER: Final = {
+    SPARSIFY: (PRUNE,),  # cutting shapes would break the pattern of zeros
+    QUANTIZE: (DISTIL, PRUNE, SPARSIFY),
+}
+
+
 def _check_order(steps: tuple[Step, ...], specs: list[Spec]) -> None:
     staged = [(spec.stage, step) for step, spec in zip(steps, specs, strict=True) if spec.stage is not None]
-    ordered = sorted(staged, key=lambda pair: pair[0])
-    if ordered == staged:
+    wrong = any(
+        after in _NEVER_AFTER.get(before, ())
+        for position, (before, _) in enumerate(staged)
+        for after, _ in staged[position + 1 :]
+    )
+    if not wrong and (staged[:1] == [] or staged[0][0] != RECOVER):
         return
-    following = iter(ordered)
+    if all(stage == RECOVER for stage, _ in staged):
+        raise RecipeError(
+            f"{staged[0][1].name} makes up for what an earlier step lost, got {_recipe(steps).text}; "
+            f"write a step before it, e.g. int4+{staged[0][1].text}"
+        )
+    following = iter(sorted(staged, key=lambda pair: pair[0]))
     working = tuple(
         step if spec.stage is None else next(following)[1] for step, spec in zip(steps, specs, strict=True)
     )
     raise RecipeError(
-        f"steps run from left to right, training before pruning before quantizing, "
+        "steps run from left to right, training before pruning before quantizing before recovery, "
         f"got {_recipe(steps).text}; write {_recipe(working).text}"
     )
 

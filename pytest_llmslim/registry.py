@@ -14,10 +14,22 @@ if TYPE_CHECKING:
 NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 TARGET: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-# Stages in the only order that works: a quantized weight can neither be trained nor cut.
+# What a step does, in an order that works: shapes are cut before weights are zeroed, and a quantized weight can
+# neither be trained nor cut. Training (DISTIL) may come before or after pruning, as it heals it; what makes up for
+# the loss of earlier steps (RECOVER) comes after at least one of them.
 DISTIL: Final = 10
 PRUNE: Final = 20
+SPARSIFY: Final = 25
 QUANTIZE: Final = 30
+RECOVER: Final = 40
+
+STAGES: Final = {
+    DISTIL: "training",
+    PRUNE: "cutting shapes",
+    SPARSIFY: "zeroing weights",
+    QUANTIZE: "quantizing",
+    RECOVER: "recovery",
+}
 
 
 class Spec(NamedTuple):
@@ -28,9 +40,12 @@ class Spec(NamedTuple):
         target: `package.module:attribute` of a frozen dataclass with `compress(module, context)`.
         summary: one line for listings.
         parameters: the names of those fields of the dataclass that a recipe may set.
-        stage: steps run by rising stage (`DISTIL`, `PRUNE`, `QUANTIZE`); `None`: anywhere.
+        stage: what kind of step it is, which decides where it may stand in a recipe and which invariants it is
+            put through: `DISTIL`, `PRUNE` (shapes), `SPARSIFY` (zeros), `QUANTIZE` or `RECOVER`; `None`: anywhere.
         preset: fields that this name fixes, as pairs.
         origin: the package or file that registered it, for messages.
+        extra: the extra of pytest-llmslim that brings a package it needs, e.g. `torchao`.
+        waives: invariants of `pytest_llmslim.conformance` that it declares not to keep, as pairs of name and reason.
     """
 
     name: str
@@ -40,6 +55,8 @@ class Spec(NamedTuple):
     stage: int | None = None
     preset: tuple[tuple[str, object], ...] = ()
     origin: str = "pytest_llmslim"
+    extra: str = ""
+    waives: tuple[tuple[str, str], ...] = ()
 
 
 class Registry:
@@ -95,56 +112,3 @@ class Registry:
 
     def _listing(self) -> str:
         return ", ".join(self.names()) or "none"
-
-
-_METHODS: Final = "pytest_llmslim.methods"
-_NF4: Final = f"{_METHODS}.bitsandbytes_linear:NF4"
-_AH: Final = f"{_METHODS}.attention_heads:AttentionHeads"
-
-BUILTIN_METHODS: Final[tuple[Spec, ...]] = (
-    Spec("identity", f"{_METHODS}.identity:Identity", "changes nothing: the control of an A/A run"),
-    Spec(
-        "int8",
-        f"{_METHODS}.bitsandbytes_linear:Int8",
-        "LLM.int8() by bitsandbytes: rows of weights in 8 bits, outlier activations apart",
-        ("threshold",),
-        QUANTIZE,
-    ),
-    Spec(
-        "int4",
-        _NF4,
-        "4-bit NormalFloat by bitsandbytes (QLoRA); the same as nf4",
-        ("double_quant", "compute_dtype"),
-        QUANTIZE,
-    ),
-    Spec(
-        "nf4",
-        _NF4,
-        "4-bit NormalFloat by bitsandbytes (QLoRA)",
-        ("double_quant", "compute_dtype"),
-        QUANTIZE,
-    ),
-    Spec(
-        "fp4",
-        f"{_METHODS}.bitsandbytes_linear:FP4",
-        "4-bit floating point by bitsandbytes",
-        ("double_quant", "compute_dtype"),
-        QUANTIZE,
-    ),
-    Spec(
-        "magnitude",
-        f"{_METHODS}.magnitude:Magnitude",
-        "zeroes the smallest weights of every linear, or all but N of every M",
-        ("sparsity", "pattern"),
-        PRUNE,
-    ),
-    Spec(
-        "ah",
-        _AH,
-        "removes attention heads that attend to a single token",
-        ("threshold",),
-        PRUNE,
-    ),
-    Spec("ah90", _AH, "ah(threshold=0.9)", (), PRUNE, (("threshold", 0.9),)),
-    Spec("ah80", _AH, "ah(threshold=0.8)", (), PRUNE, (("threshold", 0.8),)),
-)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,25 +27,27 @@ from pytest_llmslim.meters.intensity import intensity
 from pytest_llmslim.meters.ladder import choose_energy_meter
 from pytest_llmslim.meters.net import subtract_idle
 from pytest_llmslim.meters.null import NullMeter
-from pytest_llmslim.methods import Context
+from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.models.loading import LoadedModel, load_model
 from pytest_llmslim.models.storage import copy_model, weights_hash
 from pytest_llmslim.recipe import instantiate
-from pytest_llmslim.records import Build, Carbon, Integrity, Key, Reading
+from pytest_llmslim.records import Build, Carbon, Integrity, Key, Reading, unmeasured
 from pytest_llmslim.sequential import Family
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llmslim.evals.text import Passage
-    from pytest_llmslim.measure import Progress
     from pytest_llmslim.meters import Meter
+    from pytest_llmslim.reports.progress import Line
     from pytest_llmslim.settings import Settings
 
 WINDOW, TOKENS = 512, 8192
 ALIGNED_WINDOW = DOCUMENT_TOKENS + 1
 """BOS and one document of the embedded language: only then is the grammar's probability of a window exact."""
 GRAMMAR_TOKENS = 32 * DOCUMENT_TOKENS
+CHECKPOINTS = "checkpoints"
+"""In the folder of the results: what lets an interrupted training go on."""
 Compress = Callable[[torch.nn.Module], torch.nn.Module | None]
 
 
@@ -58,6 +60,23 @@ class Candidate:
     weights_hash: str
     build: Build
     integrity: Integrity
+
+
+@dataclass
+class Made:
+    """A model on its way through the steps of a recipe, and what was said of them."""
+
+    module: torch.nn.Module
+    sentences: list[str] = field(default_factory=list)
+    simulated: list[str] = field(default_factory=list)
+    resumed: str = ""
+
+    def add(self, applied: Applied) -> None:
+        """Take what a step returned."""
+        self.module = applied.module
+        self.sentences.append(applied.sentence)
+        self.simulated += [applied.simulated] if applied.simulated else []
+        self.resumed = self.resumed or applied.resumed
 
 
 class Session:
@@ -84,7 +103,7 @@ class Session:
         self._fingerprint: dict[str, str] | None = None
         self.device = _device(settings.device)
         self.store = Store(settings.baseline)
-        self.progress: Callable[[str], Progress] | None = None
+        self.progress: Callable[[str], Line] | None = None
         self._reference: LoadedModel | None = None
         self._reference_hash = ""
         self._candidate: tuple[str, str, Candidate] | None = None
@@ -241,30 +260,33 @@ class Session:
             self._candidate = (case.model, case.recipe.text, candidate)
         return self._candidate[2]
 
-    def _recipe_steps(self, case: Case) -> Callable[[], tuple[torch.nn.Module, list[str], list[str]]]:
+    def _recipe_steps(self, case: Case) -> Callable[[], Made]:
         if case.recipe is None:
             raise LookupError(case.id)
         methods = [instantiate(step, case.registry) for step in case.recipe.steps]
-        reference = self.reference(case.model)
-        context = Context(
-            self.passage(case.model).calibration,
+        context = self._context(case)
+
+        def build() -> Made:
+            made = Made(copy_model(self.reference(case.model).module))
+            for method in methods:
+                made.add(method.compress(made.module, context))
+            return made
+
+        return build
+
+    def _context(self, case: Case) -> Context:
+        reference, passage = self.reference(case.model), self.passage(case.model)
+        return Context(
+            passage.calibration,
             self.settings.seed,
             self.device,
             reference.family,
             case.label,
+            reference.module,
+            passage.rest,
+            self.progress(case.id).say if self.progress else None,
+            self.settings.results / CHECKPOINTS,
         )
-
-        def build() -> tuple[torch.nn.Module, list[str], list[str]]:
-            module = copy_model(reference.module)
-            sentences, simulated = [], []
-            for method in methods:
-                applied = method.compress(module, context)
-                module = applied.module
-                sentences.append(applied.sentence)
-                simulated += [applied.simulated] if applied.simulated else []
-            return module, sentences, simulated
-
-        return build
 
     def bring(
         self, case: Case, given: torch.nn.Module | Compress | str | Path, label: str | None
@@ -279,9 +301,9 @@ class Session:
         self._let_go()
         reference = self.reference(case.model)
 
-        def build() -> tuple[torch.nn.Module, list[str], list[str]]:
+        def build() -> Made:
             if isinstance(given, torch.nn.Module):
-                return given, ["brought as a module"], []
+                return Made(given, ["brought as a module"])
             if isinstance(given, str | Path):
                 loaded = load_model(
                     str(given),
@@ -289,9 +311,9 @@ class Session:
                     dtype=self.settings.dtype,
                     trust_remote_code=self.settings.trust_remote_code,
                 )
-                return loaded.module, [f"loaded from {model_label(str(given))}"], []
+                return Made(loaded.module, [f"loaded from {model_label(str(given))}"])
             module = _apply(given, copy_model(reference.module))
-            return module.to(self.device).eval().requires_grad_(False), [f"made by {_name(given)}"], []
+            return Made(module.to(self.device), [f"made by {_name(given)}"])
 
         return self._build(case.model, label or _name(given), build, control=False)
 
@@ -299,7 +321,7 @@ class Session:
         self,
         model: str,
         name: str,
-        build: Callable[[], tuple[torch.nn.Module, list[str], list[str]]],
+        build: Callable[[], Made],
         control: bool,
     ) -> Candidate:
         """Run `build` under clock and meter, and look whether anything was compressed."""
@@ -308,18 +330,21 @@ class Session:
         self.meter.start()
         stopwatch.start()
         try:
-            module, sentences, simulated = build()
+            made = build()
         finally:
             ticks = stopwatch.stop()
             energy = self.meter.stop()
-        module.eval()
+        module = made.module.eval().requires_grad_(False)
         try:
-            integrity = check(reference.module, module, control=control, simulated=tuple(simulated))
+            integrity = check(reference.module, module, control=control, simulated=tuple(made.simulated))
         except SlimError as error:
             raise type(error)(f"{name} on {model_label(model)}: {error}") from None
         seconds = Reading(max(ticks.wall_ns, 1) / 1e9, "s", "perf_counter", "measured", 1e-9)
+        if made.resumed:  # what was spent before the interruption is not known to this process
+            seconds = unmeasured("s", "perf_counter", made.resumed)
+            energy = unmeasured("J", energy.source, made.resumed)
         return Candidate(
-            name, module, weights_hash(module), Build(seconds, energy, tuple(sentences)), integrity
+            name, module, weights_hash(module), Build(seconds, energy, tuple(made.sentences)), integrity
         )
 
     def _let_go(self) -> None:

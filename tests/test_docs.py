@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llmslim import settings
-from pytest_llmslim.registry import BUILTIN_METHODS
+from pytest_llmslim.catalogue import BUILTIN_METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_llmslim"
 
 LAYERS = {
-    "errors": 0, "units": 0, "records": 0, "encoding": 0, "score": 0, "registry": 0,
+    "errors": 0, "units": 0, "records": 0, "encoding": 0, "score": 0, "registry": 0, "catalogue": 0,
     "statistics": 1, "planning": 1, "sequential": 1, "comparability": 1, "conditions": 1, "judging": 1,
     "regression": 1, "gate": 1, "baselines": 1, "baseline_files": 1, "absent": 1,
     "rounding": 1, "integrity": 1, "models": 1, "methods": 1, "evals": 1, "embedded": 1, "meters": 1,

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pytest_llmslim import collection, marker
+from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.errors import SettingError
 from pytest_llmslim.recipe import parse
-from pytest_llmslim.registry import BUILTIN_METHODS, Registry
+from pytest_llmslim.registry import Registry
 
 REGISTRY = Registry(BUILTIN_METHODS)
 

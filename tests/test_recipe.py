@@ -8,13 +8,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.errors import RecipeError
 from pytest_llmslim.recipe import Step, parse
-from pytest_llmslim.registry import BUILTIN_METHODS, DISTIL, Registry, Spec
+from pytest_llmslim.registry import Registry, Spec
 
 FREE = Spec("free", "a:B", "anything goes", ("a", "b", "c"))
-KD = Spec("kd", "a:B", "trains", ("teacher",), DISTIL)
-REGISTRY = Registry((*BUILTIN_METHODS, FREE, KD))
+
+REGISTRY = Registry((*BUILTIN_METHODS, FREE))
 
 
 def value(text: str) -> object:
@@ -36,9 +37,9 @@ def value(text: str) -> object:
         ("int8(threshold=6)", "int8(threshold=6)"),
         ("free(b=1, a=2)", "free(a=2,b=1)"),
         ("int4(double_quant=True)", "int4(double_quant=true)"),
-        ("kd(teacher=meta-llama/Llama-3:x)+ah90", "kd(teacher=meta-llama/Llama-3:x)+ah90"),
-        ('kd(teacher="a b, (c")', 'kd(teacher="a b, (c")'),
-        ("kd(teacher=hub(a=1,b=(2)))", 'kd(teacher="hub(a=1,b=(2))")'),
+        ("kd(student=meta-llama/Llama-3:x)+ah90", "kd(student=meta-llama/Llama-3:x)+ah90"),
+        ('kd(student="a b, (c")', 'kd(student="a b, (c")'),
+        ("kd(student=hub(a=1,b=(2)))", 'kd(student="hub(a=1,b=(2))")'),
         ("ah90+ah80+magnitude+int4", "ah90+ah80+magnitude+int4"),
         ("free+int4+free", "free+int4+free"),
         ("identity", "identity"),

@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from pytest_llmslim import hookspecs
+from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.errors import RecipeError
 from pytest_llmslim.methods import Method
 from pytest_llmslim.recipe import Step, instantiate
-from pytest_llmslim.registry import BUILTIN_METHODS, Registry, Spec
+from pytest_llmslim.registry import Registry, Spec
 
 
 @pytest.fixture
@@ -147,8 +148,8 @@ def test_methods_are_contributed_by_hook(registry):
 def test_names_cost_no_torch():
     """Registry and recipes can be read at collection time: neither torch nor pytest is imported."""
     code = (
-        "import sys; from pytest_llmslim import methods, recipe, registry;"
-        "recipe.parse('ah90+int4', registry.Registry(registry.BUILTIN_METHODS));"
+        "import sys; from pytest_llmslim import catalogue, methods, recipe, registry;"
+        "recipe.parse('ah90+int4', registry.Registry(catalogue.BUILTIN_METHODS));"
         "sys.exit(bool({'torch', 'pytest', 'bitsandbytes'} & set(sys.modules)))"
     )
     assert 0 == subprocess.run([sys.executable, "-c", code], check=False).returncode

@@ -10,6 +10,7 @@ import hashlib
 import re
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from pytest_llmslim.errors import TextError
 from pytest_llmslim.records import Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 CALIBRATION_WINDOWS = 8
@@ -30,13 +31,19 @@ REFERENCE_MANUAL = "python-reference"
 
 @dataclass(frozen=True)
 class Source:
-    """A text before it is tokenised. `calibration` is a text of its own, or empty: the rest of `text` is used."""
+    """A text before it is tokenised.
+
+    Args:
+        calibration: a text of its own, or empty: the rest of `text` is used.
+        more: writes a calibration text of at least so many tokens that begins with `calibration`.
+    """
 
     name: str
     text: str
     sha256: str
     calibration: str = ""
     notes: tuple[str, ...] = ()
+    more: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Passage:
         windows: token ids, one tensor of shape (1, length) a forward pass.
         scored_from: for each window the position of the first token whose probability counts.
         calibration: token ids of shape (n, window), apart from the scored ones, or `None` without text left.
+        rest: gives up to so many windows like `calibration`, or `None`; a larger number begins with a smaller one's.
         words: words that start inside the scored text; `scored_bytes` its bytes in UTF-8. `None`: not known.
         floor: perplexity of the distribution that wrote the text, where that is known.
     """
@@ -59,6 +67,7 @@ class Passage:
     scored_bytes: int | None
     floor: float | None = None
     notes: tuple[str, ...] = ()
+    rest: Callable[[int], torch.Tensor | None] | None = None
 
 
 def read_text(path: Path) -> Source:
@@ -110,7 +119,14 @@ def grammar_text(documents: int) -> Source:
     grammar = Grammar()
     text = grammar.text(EVALUATION_SEED, documents)
     calibration = grammar.text(CALIBRATION_SEED, CALIBRATION_WINDOWS)
-    return Source("embedded", text, hashlib.sha256(text.encode()).hexdigest(), calibration)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Source("embedded", text, sha256, calibration, more=partial(_written, grammar))
+
+
+def _written(grammar: Any, tokens: int) -> str:  # noqa: ANN401  # Grammar, whose import costs
+    from pytest_llmslim.embedded.grammar import CALIBRATION_SEED, DOCUMENT_TOKENS
+
+    return str(grammar.text(CALIBRATION_SEED, -(-tokens // DOCUMENT_TOKENS)))
 
 
 def cut(
@@ -144,8 +160,7 @@ def cut(
     start = _bos(tokenizer, bos)
     body = window - len(start)  # tokens of text in a window
     step = body if stride is None else stride
-    spare = 0 if source.calibration else CALIBRATION_WINDOWS * body
-    ids, offsets = _encode(tokenizer, source.text[: (tokens + spare) * CHARACTERS_A_TOKEN])
+    ids, offsets = _encode(tokenizer, source.text[: tokens * CHARACTERS_A_TOKEN])
     if len(ids) < min(tokens, body):
         raise TextError(
             f"The text {source.name} has {len(ids)} tokens, fewer than one window of {window}; "
@@ -159,7 +174,8 @@ def cut(
     windows = tuple(torch.tensor([start + ids[piece.begin : piece.end]]) for piece in pieces)
     spans = [(piece.first, piece.end) for piece in pieces]
     words, scored_bytes = _count(source.text, offsets, spans)
-    calibration = _calibration(source, tokenizer, ids[total:], start, body)
+    rest = partial(_rest, source, tokenizer, total, start, body)
+    calibration = rest(CALIBRATION_WINDOWS)
     if calibration is None:
         notes.append("no text was left for calibration")
     scored_from = tuple(len(start) + piece.first - piece.begin for piece in pieces)
@@ -174,7 +190,9 @@ def cut(
         text_sha256=source.sha256,
         dtype=dtype,
     )
-    return Passage(protocol, windows, scored_from, calibration, words, scored_bytes, notes=tuple(notes))
+    return Passage(
+        protocol, windows, scored_from, calibration, words, scored_bytes, notes=tuple(notes), rest=rest
+    )
 
 
 class Piece(NamedTuple):
@@ -249,18 +267,24 @@ def _count(
     return words, scored_bytes
 
 
-def _calibration(
+def _rest(
     source: Source,
     tokenizer: Any,  # noqa: ANN401  # transformers is read as Any
-    rest: list[int],
+    scored: int,
     start: list[int],
     body: int,
+    count: int,
 ) -> torch.Tensor | None:
-    ids = _encode(tokenizer, source.calibration)[0] if source.calibration else rest
-    count = min(CALIBRATION_WINDOWS, len(ids) // body)
-    if not count:
-        return None
-    return torch.tensor([start + ids[i * body : (i + 1) * body] for i in range(count)])
+    """At most `count` windows [n, window] of text after the first `scored` tokens, or of the calibration text."""
+    wanted = count * body
+    if source.more is not None:
+        ids = _encode(tokenizer, source.more(wanted))[0]
+    elif source.calibration:
+        ids = _encode(tokenizer, source.calibration)[0]
+    else:
+        ids = _encode(tokenizer, source.text[: (scored + wanted) * CHARACTERS_A_TOKEN])[0][scored:]
+    n = min(count, len(ids) // body)
+    return torch.tensor([start + ids[i * body : (i + 1) * body] for i in range(n)]) if n > 0 else None
 
 
 def with_floor(passage: Passage, source: Source) -> Passage:

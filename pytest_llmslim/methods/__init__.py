@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -35,6 +38,11 @@ class Context:
         device: where the candidate is to lie, e.g. `cpu` or `cuda:0`.
         family: `config.model_type` of the model, e.g. `gpt2`.
         label: the model as the user named it, for messages.
+        reference: the uncompressed model in eval mode, to learn from or to compare with; never to be changed.
+            `None` where there is none, as in a test of a method by itself.
+        draw: gives up to so many windows like `calibration`, for methods that need more; see `windows`.
+        progress: told now and then what is being done, e.g. `step 20 of 300, loss 2.1`.
+        checkpoints: folder for what lets an interrupted training go on; `None`: nothing is kept.
     """
 
     calibration: torch.Tensor | None
@@ -42,6 +50,24 @@ class Context:
     device: str
     family: str
     label: str
+    reference: nn.Module | None = None
+    draw: Callable[[int], torch.Tensor | None] | None = None
+    progress: Callable[[str], None] | None = None
+    checkpoints: Path | None = None
+
+    def windows(self, count: int) -> torch.Tensor | None:
+        """At most `count` windows of text that is not scored, int64 [windows, window]; `None` without any.
+
+        A larger count begins with the windows of a smaller one.
+        """
+        if self.draw is not None:
+            return self.draw(count)
+        return None if self.calibration is None else self.calibration[:count]
+
+    def tell(self, what: str) -> None:
+        """Show what is being done, where somebody watches."""
+        if self.progress is not None:
+            self.progress(what)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,12 +77,14 @@ class Applied:
     Args:
         module: the compressed module; may be the one that was handed in.
         sentence: what was done, in numbers, starting with the method's name.
-        simulated: why time, energy and bytes of this module are not those of the method; empty when they are.
+        simulated: why time and energy of this module are not those of the method; empty when they are.
+        resumed: why what this step took is not all that it cost, after an interruption; empty when it is.
     """
 
     module: nn.Module
     sentence: str
     simulated: str = ""
+    resumed: str = ""
 
 
 @runtime_checkable

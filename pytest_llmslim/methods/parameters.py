@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-def check_number(method: str, name: str, value: object, rule: str, *, low: float, high: float) -> None:
+def check_number(
+    method: str, name: str, value: object, rule: str, *, low: float, high: float, whole: bool = False
+) -> None:
     """Refuse anything but a finite number from `low` to `high`, both included; `rule` says so in words.
 
     Raises:
-        RecipeError: a value that is no number, a bool, NaN, or outside.
+        RecipeError: a value that is no number (no whole one where that is asked), a bool, NaN, or outside.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
         refuse(method, name, rule, value)
 

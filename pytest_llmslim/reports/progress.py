@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_llmslim.measure import Progress
 
 EVERY_S = 0.2
 
 
-def progress_of(config: pytest.Config) -> Callable[[str], Progress] | None:
+def progress_of(config: pytest.Config) -> Callable[[str], Line] | None:
     """A maker of progress lines, or `None` where nobody watches: no terminal, `-q`, an xdist worker."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -43,12 +42,19 @@ class Line:
         `pairs` is the number up to the next look: it grows while a gate is undecided, and only a measurement
         that is over has done them all.
         """
+        text = f"pair {done} of {pairs}, perplexity {100 * math.expm1(log_ratio):+.2f} %"
+        self._show(f" {self.subject}: {text}" if done < pairs else "")
+
+    def say(self, what: str) -> None:
+        """Show what is being done; empty to wipe the line."""
+        self._show(f" {what}" if what else "")
+
+    def _show(self, text: str) -> None:
         now = time.monotonic()
-        if done < pairs and now - self.last < EVERY_S:
+        if text and now - self.last < EVERY_S:
             return
         self.last = now
         with self.capture.global_and_fixture_disabled():
-            text = f" {self.subject}: pair {done} of {pairs}, perplexity {100 * math.expm1(log_ratio):+.2f} %"
             # Save and restore the cursor, so that pytest's own line of dots stays as it was.
-            self.reporter._tw.write("\x1b7\x1b[K" + (text if done < pairs else "") + "\x1b8")
+            self.reporter._tw.write("\x1b7\x1b[K" + text + "\x1b8")
             self.reporter._tw.flush()

@@ -1,0 +1,215 @@
+"""The methods that come with pytest-llmslim, by name: lazy targets, so that listing them imports none."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pytest_llmslim.registry import DISTIL, PRUNE, QUANTIZE, RECOVER, SPARSIFY, Spec
+
+_METHODS: Final = "pytest_llmslim.methods"
+_BNB: Final = f"{_METHODS}.bitsandbytes_linear"
+_AO: Final = f"{_METHODS}.torchao_linear"
+_AH: Final = f"{_METHODS}.attention_heads:AttentionHeads"
+
+_FOUR_BIT: Final = ("double_quant", "compute_dtype")
+_TRAINING: Final = ("steps", "batch", "rate")
+_STUDENT: Final = ("student", "temperature", "alpha", *_TRAINING)
+
+QUANTIZERS: Final = (
+    Spec(
+        "int8",
+        f"{_BNB}:Int8",
+        "LLM.int8() by bitsandbytes: rows of weights in 8 bits, outlier activations apart",
+        ("threshold",),
+        QUANTIZE,
+    ),
+    Spec(
+        "int4",
+        f"{_BNB}:NF4",
+        "4-bit NormalFloat by bitsandbytes (QLoRA); the same as nf4",
+        _FOUR_BIT,
+        QUANTIZE,
+    ),
+    Spec("nf4", f"{_BNB}:NF4", "4-bit NormalFloat by bitsandbytes (QLoRA)", _FOUR_BIT, QUANTIZE),
+    Spec("fp4", f"{_BNB}:FP4", "4-bit floating point by bitsandbytes", _FOUR_BIT, QUANTIZE),
+    Spec(
+        "rtn",
+        f"{_METHODS}.rtn:RTN",
+        "round to nearest: weights on an integer grid a tensor, a row or a group",
+        ("bits", "group", "symmetric", "granularity"),
+        QUANTIZE,
+    ),
+    Spec(
+        "gptq",
+        f"{_METHODS}.gptq:GPTQ",
+        "rounds weight after weight and lets the rest make up for it, on calibration text",
+        ("bits", "group", "symmetric", "samples", "damp"),
+        QUANTIZE,
+    ),
+    Spec(
+        "awq",
+        f"{_METHODS}.awq:AWQ",
+        "scales the channels that see large activations up before rounding",
+        ("bits", "group", "symmetric", "samples"),
+        QUANTIZE,
+    ),
+    Spec(
+        "smoothquant",
+        f"{_METHODS}.smoothquant:SmoothQuant",
+        "8-bit weights and activations, after moving outliers from these into those",
+        ("alpha", "samples"),
+        QUANTIZE,
+    ),
+    Spec(
+        "int8-dynamic",
+        f"{_AO}:Int8Dynamic",
+        "8-bit weights and activations by torchao, real integer products on a CPU",
+        (),
+        QUANTIZE,
+        extra="torchao",
+    ),
+    Spec(
+        "int8-weight",
+        f"{_AO}:Int8Weight",
+        "8-bit weights by torchao, multiplied in float",
+        (),
+        QUANTIZE,
+        extra="torchao",
+    ),
+    Spec(
+        "int8-fbgemm",
+        f"{_AO}:Int8Fbgemm",
+        "8-bit weights and activations by torch's own quantize_dynamic, CPU only",
+        (),
+        QUANTIZE,
+    ),
+    Spec(
+        "qat",
+        f"{_METHODS}.qat:QAT",
+        "trains with rounded weights, then rounds them",
+        ("bits", "group", "symmetric", *_TRAINING),
+        QUANTIZE,
+    ),
+)
+
+PRUNERS: Final = (
+    Spec(
+        "magnitude",
+        f"{_METHODS}.magnitude:Magnitude",
+        "zeroes the smallest weights of every linear, or all but N of every M",
+        ("sparsity", "pattern"),
+        SPARSIFY,
+    ),
+    Spec(
+        "wanda",
+        f"{_METHODS}.wanda:Wanda",
+        "zeroes weights of small magnitude times activation, row by row",
+        ("sparsity", "pattern", "samples"),
+        SPARSIFY,
+    ),
+    Spec(
+        "sparsegpt",
+        f"{_METHODS}.sparsegpt:SparseGPT",
+        "zeroes weights and lets the rest make up for it, on calibration text",
+        ("sparsity", "pattern", "samples", "damp"),
+        SPARSIFY,
+    ),
+    Spec("ah", _AH, "removes attention heads that attend to a single token", ("threshold",), PRUNE),
+    Spec("ah90", _AH, "ah(threshold=0.9)", (), PRUNE, (("threshold", 0.9),)),
+    Spec("ah80", _AH, "ah(threshold=0.8)", (), PRUNE, (("threshold", 0.8),)),
+    Spec(
+        "depth",
+        f"{_METHODS}.depth:Depth",
+        "removes whole layers, those that change the hidden states least first",
+        ("layers", "ratio", "by", "samples"),
+        PRUNE,
+    ),
+    Spec(
+        "layers",
+        f"{_METHODS}.depth:Layers",
+        "skips, repeats or reorders layers",
+        ("map",),
+        PRUNE,
+    ),
+    Spec(
+        "width",
+        f"{_METHODS}.width:Width",
+        "removes feed-forward channels and attention heads that carry little",
+        ("ratio", "heads", "samples"),
+        PRUNE,
+    ),
+    Spec(
+        "hidden",
+        f"{_METHODS}.hidden:Hidden",
+        "removes channels of the hidden state that carry little, everywhere",
+        ("ratio", "samples"),
+        PRUNE,
+    ),
+    Spec(
+        "shear",
+        f"{_METHODS}.shear:Shear",
+        "cuts to a given shape, by masks learnt under constraints (Sheared LLaMA)",
+        ("layers", "heads", "inner", "hidden", *_TRAINING),
+        PRUNE,
+    ),
+)
+
+TRAINED: Final = (
+    Spec("kd", f"{_METHODS}.kd:KD", "a smaller student learns the teacher's distribution", _STUDENT, DISTIL),
+    Spec(
+        "seqkd",
+        f"{_METHODS}.kd:SeqKD",
+        "a smaller student learns text that the teacher writes",
+        ("student", *_TRAINING),
+        DISTIL,
+    ),
+    Spec(
+        "minillm",
+        f"{_METHODS}.minillm:MiniLLM",
+        "a smaller student learns by reverse KL on text it writes itself",
+        ("student", "mix", *_TRAINING),
+        DISTIL,
+    ),
+    Spec(
+        "gkd",
+        f"{_METHODS}.gkd:GKD",
+        "a smaller student learns by a generalised JSD on its own text",
+        ("student", "beta", "on_policy", "temperature", *_TRAINING),
+        DISTIL,
+    ),
+    Spec(
+        "minitron",
+        f"{_METHODS}.presets:Minitron",
+        "prunes width and depth, then learns from the unpruned model",
+        ("ratio", "heads", "hidden", "layers", *_TRAINING),
+        DISTIL,
+    ),
+    Spec(
+        "sheared",
+        f"{_METHODS}.presets:Sheared",
+        "shears to a shape, then trains on text",
+        ("layers", "heads", "inner", "hidden", *_TRAINING),
+        DISTIL,
+    ),
+    Spec(
+        "lora",
+        f"{_METHODS}.lora:LoRA",
+        "heals what earlier steps lost by training low-rank terms",
+        ("rank", "target", "merge", *_TRAINING),
+        RECOVER,
+    ),
+    Spec(
+        "eora",
+        f"{_METHODS}.eora:EoRA",
+        "makes up for what earlier steps lost by low-rank terms, without training",
+        ("rank", "samples"),
+        RECOVER,
+    ),
+)
+
+BUILTIN_METHODS: Final[tuple[Spec, ...]] = (
+    Spec("identity", f"{_METHODS}.identity:Identity", "changes nothing: the control of an A/A run"),
+    *QUANTIZERS,
+    *PRUNERS,
+    *TRAINED,
+)

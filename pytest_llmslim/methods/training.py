@@ -1,0 +1,261 @@
+"""The one training loop: seeded, showing progress, and going on where it was interrupted.
+
+transformers' Trainer keeps its optimizer in pickles, which are never loaded here; so this loop is our own. What a
+step draws depends on the seed and the number of the step alone, so a training that went on after an interruption
+gives the same weights as one that did not stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pytest_llmslim.errors import CompressionError
+from pytest_llmslim.methods.parameters import check_number
+from pytest_llmslim.models.storage import weights_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from pytest_llmslim.methods import Context
+
+    Loss = Callable[[int, torch.Generator], torch.Tensor]
+    """The loss (a scalar) of a step, given its number from 0 and the generator of everything it draws."""
+
+EVERY_S = 30.0
+"""Seconds between two checkpoints."""
+_CLIP = 1.0  # largest norm of the gradient
+_WARM = 0.1  # share of the steps in which the rate rises
+_LAST = 0.1  # share of the rate that is left at the end
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long and how fast is trained.
+
+    Args:
+        steps: optimizer steps.
+        batch: windows of text a step.
+        rate: highest learning rate of AdamW; rises over the first tenth of the steps, then falls by a cosine.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+
+    def check(self, method: str) -> None:
+        """Refuse values that cannot be trained with.
+
+        Raises:
+            RecipeError: method, parameter, rule, got.
+        """
+        whole = "a whole number from 1 to 1000000"
+        for name in ("steps", "batch"):
+            value = getattr(self, name)
+            check_number(method, name, value, whole, low=1, high=10**6, whole=True)
+        check_number(method, "rate", self.rate, "a number above 0 and at most 1", low=1e-12, high=1)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of step `step`, from 0."""
+        warm = max(1, round(_WARM * self.steps))
+        if step < warm:
+            return self.rate * (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.rate * (_LAST + (1 - _LAST) * (1 + math.cos(math.pi * done)) / 2)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training went: mean loss of the first and the last tenth of its steps, and where it went on."""
+
+    first: float
+    last: float
+    steps: int
+    resumed_at: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """In numbers, to end a method's sentence."""
+        return f"loss {self.first:.3g} to {self.last:.3g} in {self.steps} steps"
+
+    @property
+    def resumed(self) -> str:
+        """For `Applied.resumed`."""
+        if not self.resumed_at:
+            return ""
+        return f"training went on at step {self.resumed_at} of {self.steps} after an interruption"
+
+
+def train(
+    method: str,
+    module: nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    loss: Loss,
+    course: Course,
+    context: Context,
+    *,
+    identity: str = "",
+    keep_zeros: bool = True,
+) -> Trained:
+    """Minimise `loss` over `parameters` with AdamW; gradients are off again afterwards, `module` in eval mode.
+
+    Weights that are exactly zero stay so, since an earlier step pruned them.
+
+    Args:
+        method: as written in the recipe, for messages.
+        module: what holds the parameters; its weights are part of what a checkpoint is known by.
+        parameters: what to train, by name; float32.
+        loss: see `Loss`. Whatever it draws comes from the generator it is given.
+        course: steps, batch and rate.
+        context: seed, progress and checkpoints.
+        identity: what else the result depends on (the method's parameters); part of the checkpoint's name.
+        keep_zeros: off for parameters that begin at zero.
+
+    Raises:
+        CompressionError: the loss is not finite.
+    """
+    masks = {
+        name: p.detach() != 0
+        for name, p in parameters.items()
+        if keep_zeros and p.dim() > 1 and (p == 0).any()
+    }
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=course.rate, weight_decay=0.0, betas=(0.9, 0.95))
+    shelf = _Shelf.of(method, module, course, context, identity)
+    begin, losses = shelf.take(parameters, optimizer) if shelf else (0, [])
+    try:
+        for step in range(begin, course.steps):
+            generator = torch.Generator().manual_seed(_seed(context.seed, step))
+            value = loss(step, generator)
+            if not torch.isfinite(value):
+                raise CompressionError(
+                    f"{method} on {context.label}: the loss is a finite number, got {float(value)} at step "
+                    f"{step + 1} of {course.steps}; lower rate"
+                )
+            _step(optimizer, value, course.rate_at(step), parameters, masks)
+            losses.append(float(value))
+            context.tell(f"{method}: step {step + 1} of {course.steps}, loss {losses[-1]:.3g}")
+            if shelf:
+                shelf.put(step + 1, parameters, optimizer, losses)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        module.eval()
+    if shelf:
+        shelf.clear()
+    tenth = max(1, len(losses) // 10)
+    return Trained(sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, course.steps, resumed_at=begin)
+
+
+def batch_of(windows: torch.Tensor, course: Course, step: int, seed: int) -> torch.Tensor:
+    """Token ids [batch, window] of a step: the windows [n, window] in a random order, anew in each round."""
+    n = windows.shape[0]
+    positions = range(step * course.batch, (step + 1) * course.batch)
+    rows = [int(_order(n, seed, position // n)[position % n]) for position in positions]
+    return windows[rows]
+
+
+def _order(n: int, seed: int, turn: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_seed(seed, turn)))
+
+
+def _seed(seed: int, step: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:7], "big")
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    value: torch.Tensor,
+    rate: float,
+    parameters: Mapping[str, torch.nn.Parameter],
+    masks: Mapping[str, torch.Tensor],
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(list(parameters.values()), _CLIP)
+    optimizer.step()
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameters[name].mul_(mask)
+
+
+@dataclass
+class _Shelf:
+    """Where the checkpoint of one training lies: one safetensors file, replaced as a whole."""
+
+    file: Path
+    last: float
+
+    @classmethod
+    def of(
+        cls, method: str, module: nn.Module, course: Course, context: Context, identity: str
+    ) -> _Shelf | None:
+        if context.checkpoints is None:
+            return None
+        known = f"{method} {identity} {course} {context.seed} {context.device} {weights_hash(module)}"
+        name = "".join(c if c.isalnum() else "-" for c in method)
+        digest = hashlib.sha256(known.encode()).hexdigest()[:16]
+        return cls(context.checkpoints / f"{name}-{digest}.safetensors", time.monotonic())
+
+    def take(
+        self, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> tuple[int, list[float]]:
+        """Put back what was saved: the step to go on with and the losses so far. An unreadable file is as none."""
+        try:
+            with safe_open(self.file, framework="pt") as stored:
+                notes = stored.metadata()
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # no mapping
+        except (OSError, SafetensorError):
+            return 0, []
+        step = int(notes["step"])
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"weight {name}"])
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": tensors[f"mean {name}"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"square {name}"].to(parameter.device),
+                }
+        return step, json.loads(notes["losses"])
+
+    def put(
+        self,
+        step: int,
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        losses: list[float],
+    ) -> None:
+        """Save, if the last time is long ago."""
+        if time.monotonic() - self.last < EVERY_S:
+            return
+        tensors = {}
+        for name, parameter in parameters.items():
+            state = optimizer.state[parameter]
+            tensors[f"weight {name}"] = parameter.detach().cpu().contiguous()
+            tensors[f"mean {name}"] = state["exp_avg"].cpu().contiguous()
+            tensors[f"square {name}"] = state["exp_avg_sq"].cpu().contiguous()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        half = self.file.with_suffix(".part")
+        save_file(tensors, half, metadata={"step": str(step), "losses": json.dumps(losses)})
+        os.replace(half, self.file)
+        self.last = time.monotonic()
+
+    def clear(self) -> None:
+        """The training has ended: nothing is left to go on with."""
+        self.file.unlink(missing_ok=True)
