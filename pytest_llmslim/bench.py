@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
+    from pytest_llmslim.candidates import Candidate, Compress
     from pytest_llmslim.collection import Case
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.models.loading import LoadedModel
-    from pytest_llmslim.session import Candidate, Compress, Session
+    from pytest_llmslim.session import Session
 
 
 BUSY_BASELINE = (

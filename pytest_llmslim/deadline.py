@@ -27,7 +27,7 @@ SOON_S = 1e-3
 _ACTIVITIES = (
     ("pytest_llmslim.models.loading", "", "loading a model"),
     ("pytest_llmslim.measure", "", "measuring"),
-    ("pytest_llmslim.session", "_build", "building the candidate"),
+    ("pytest_llmslim.candidates", "_timed", "building the candidate"),
 )
 """Module and function (empty: any) that are at work, and what they do, in words."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_llmslim.collection import Case
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.models.loading import LoadedModel
-    from pytest_llmslim.session import Candidate
+    from pytest_llmslim.candidates import Candidate
 
 
 @pytest.fixture(scope="session")

@@ -6,39 +6,37 @@ One reference and one candidate are held at a time; tests are sorted so that eac
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from pytest_llmslim import gate
 from pytest_llmslim.baselines import Store
-from pytest_llmslim.collection import Case, model_label
+from pytest_llmslim.candidates import Candidate, Compress, Workshop
+from pytest_llmslim.collection import model_label
 from pytest_llmslim.embedded.grammar import DOCUMENT_TOKENS
-from pytest_llmslim.errors import CompressionError, ModelError, SettingError, SlimError
+from pytest_llmslim.errors import CompressionError, SettingError
 from pytest_llmslim.evals import text as texts
 from pytest_llmslim.fingerprint import machine_fingerprint
-from pytest_llmslim.integrity import check
-from pytest_llmslim.meters.clock import Stopwatch
 from pytest_llmslim.meters.intensity import intensity
 from pytest_llmslim.meters.ladder import choose_energy_meter
 from pytest_llmslim.meters.net import subtract_idle
 from pytest_llmslim.meters.null import NullMeter
-from pytest_llmslim.methods import Applied, Context
+from pytest_llmslim.methods import Context
 from pytest_llmslim.models.loading import LoadedModel, load_model
-from pytest_llmslim.models.storage import copy_model, weights_hash
+from pytest_llmslim.models.storage import weights_hash
 from pytest_llmslim.recipe import instantiate
-from pytest_llmslim.records import Build, Carbon, Integrity, Key, Reading, unmeasured
 from pytest_llmslim.sequential import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
+    from pytest_llmslim.collection import Case
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.meters import Meter
+    from pytest_llmslim.records import Carbon, Key
     from pytest_llmslim.reports.progress import Line
     from pytest_llmslim.settings import Settings
 
@@ -48,35 +46,6 @@ ALIGNED_WINDOW = DOCUMENT_TOKENS + 1
 GRAMMAR_TOKENS = 32 * DOCUMENT_TOKENS
 CHECKPOINTS = "checkpoints"
 """In the folder of the results: what lets an interrupted training go on."""
-Compress = Callable[[torch.nn.Module], torch.nn.Module | None]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A compressed model with what making it cost and whether anything was compressed."""
-
-    name: str
-    module: torch.nn.Module
-    weights_hash: str
-    build: Build
-    integrity: Integrity
-
-
-@dataclass
-class Made:
-    """A model on its way through the steps of a recipe, and what was said of them."""
-
-    module: torch.nn.Module
-    sentences: list[str] = field(default_factory=list)
-    simulated: list[str] = field(default_factory=list)
-    resumed: str = ""
-
-    def add(self, applied: Applied) -> None:
-        """Take what a step returned."""
-        self.module = applied.module
-        self.sentences.append(applied.sentence)
-        self.simulated += [applied.simulated] if applied.simulated else []
-        self.resumed = self.resumed or applied.resumed
 
 
 class Session:
@@ -107,6 +76,7 @@ class Session:
         self._reference: LoadedModel | None = None
         self._reference_hash = ""
         self._candidate: tuple[str, str, Candidate] | None = None
+        self._bench: Workshop | None = None
         self._passage: tuple[str, Passage] | None = None
         self._meter: Meter | None = None
 
@@ -175,8 +145,7 @@ class Session:
     def reference(self, model: str) -> LoadedModel:
         """The original model; the one before it is let go first."""
         if self._reference is None or self._reference.name != model:
-            self._reference = self._candidate = self._passage = None
-            self._free()
+            self._let_all_go()
             torch.set_num_threads(self.settings.threads)
             self._reference = load_model(
                 model,
@@ -209,8 +178,7 @@ class Session:
 
     def discard(self) -> None:
         """Let all models go, for a state that cannot be trusted; the next test loads them anew."""
-        self._reference = self._candidate = self._passage = None
-        self._free()
+        self._let_all_go()
 
     def passage(self, model: str) -> Passage:
         """The text for this model, cut by its tokenizer."""
@@ -246,7 +214,11 @@ class Session:
     # Candidates -------------------------------------------------------------------------------------------
 
     def candidate(self, case: Case) -> Candidate:
-        """The candidate that the case's recipe builds."""
+        """The candidate that the case's recipe builds; saved where that was asked for.
+
+        Raises:
+            SlimError: it cannot be built, or not saved.
+        """
         if case.recipe is None:
             raise SettingError(
                 "llm.measure() needs a candidate: give the test a recipe, e.g. "
@@ -254,25 +226,18 @@ class Session:
             )
         if self._candidate is None or self._candidate[:2] != (case.model, case.recipe.text):
             self._let_go()
-            candidate = self._build(
-                case.model, case.recipe.text, self._recipe_steps(case), case.recipe.control
+            reference = self.reference(case.model)
+            methods = [instantiate(step, case.registry) for step in case.recipe.steps]
+            candidate = self._workshop(case.model).build(
+                case.recipe, methods, reference.module, self._context(case)
             )
             self._candidate = (case.model, case.recipe.text, candidate)
         return self._candidate[2]
 
-    def _recipe_steps(self, case: Case) -> Callable[[], Made]:
-        if case.recipe is None:
-            raise LookupError(case.id)
-        methods = [instantiate(step, case.registry) for step in case.recipe.steps]
-        context = self._context(case)
-
-        def build() -> Made:
-            made = Made(copy_model(self.reference(case.model).module))
-            for method in methods:
-                made.add(method.compress(made.module, context))
-            return made
-
-        return build
+    def _workshop(self, model: str) -> Workshop:
+        if self._bench is None or self._bench.model != model:
+            self._bench = Workshop(model, model_label(model), self.device, self.meter)
+        return self._bench
 
     def _context(self, case: Case) -> Context:
         reference, passage = self.reference(case.model), self.passage(case.model)
@@ -299,56 +264,21 @@ class Session:
             NothingCompressedError: it equals the reference.
         """
         self._let_go()
-        reference = self.reference(case.model)
-
-        def build() -> Made:
-            if isinstance(given, torch.nn.Module):
-                return Made(given, ["brought as a module"])
-            if isinstance(given, str | Path):
-                loaded = load_model(
-                    str(given),
-                    device=self.device,
-                    dtype=self.settings.dtype,
-                    trust_remote_code=self.settings.trust_remote_code,
-                )
-                return Made(loaded.module, [f"loaded from {model_label(str(given))}"])
-            module = _apply(given, copy_model(reference.module))
-            return Made(module.to(self.device), [f"made by {_name(given)}"])
-
-        return self._build(case.model, label or _name(given), build, control=False)
-
-    def _build(
-        self,
-        model: str,
-        name: str,
-        build: Callable[[], Made],
-        control: bool,
-    ) -> Candidate:
-        """Run `build` under clock and meter, and look whether anything was compressed."""
-        reference = self.reference(model)
-        stopwatch = Stopwatch(self.device)
-        self.meter.start()
-        stopwatch.start()
-        try:
-            made = build()
-        finally:
-            ticks = stopwatch.stop()
-            energy = self.meter.stop()
-        module = made.module.eval().requires_grad_(False)
-        try:
-            integrity = check(reference.module, module, control=control, simulated=tuple(made.simulated))
-        except SlimError as error:
-            raise type(error)(f"{name} on {model_label(model)}: {error}") from None
-        seconds = Reading(max(ticks.wall_ns, 1) / 1e9, "s", "perf_counter", "measured", 1e-9)
-        if made.resumed:  # what was spent before the interruption is not known to this process
-            seconds = unmeasured("s", "perf_counter", made.resumed)
-            energy = unmeasured("J", energy.source, made.resumed)
-        return Candidate(
-            name, module, weights_hash(module), Build(seconds, energy, tuple(made.sentences)), integrity
+        reference = self.reference(case.model).module
+        load = partial(
+            load_model,
+            device=self.device,
+            dtype=self.settings.dtype,
+            trust_remote_code=self.settings.trust_remote_code,
         )
+        return self._workshop(case.model).take(given, label, reference, load)
 
     def _let_go(self) -> None:
         self._candidate = None
+        self._free()
+
+    def _let_all_go(self) -> None:
+        self._reference = self._candidate = self._passage = self._bench = None
         self._free()
 
     def _free(self) -> None:
@@ -358,11 +288,10 @@ class Session:
 
     def close(self) -> None:
         """Let models go and stop the meter."""
-        self._reference = self._candidate = self._passage = None
         if self._meter is not None:
             self._meter.close()
             self._meter = None
-        self._free()
+        self._let_all_go()
 
 
 def _device(name: str) -> str:
@@ -371,30 +300,3 @@ def _device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SettingError(f"--llm-device {name} needs a CUDA device, and torch sees none; use cpu or auto.")
     return name
-
-
-def _apply(function: Compress, module: torch.nn.Module) -> torch.nn.Module:
-    try:
-        result = function(module)
-    except SlimError:
-        raise
-    except Exception as error:
-        raise CompressionError(
-            f"{_name(function)} failed while compressing ({type(error).__name__}: {error})."
-        ) from error
-    result = module if result is None else result  # a function that changes its argument in place
-    if not isinstance(result, torch.nn.Module):
-        raise CompressionError(
-            f"{_name(function)} returns the compressed model or None, got {type(result).__name__}."
-        )
-    return result
-
-
-def _name(given: Any) -> str:  # noqa: ANN401
-    if isinstance(given, str | Path):
-        return model_label(str(given))
-    if isinstance(given, torch.nn.Module):
-        return type(given).__name__
-    if not callable(given):
-        raise ModelError(f"A candidate is a function, a model or a folder, got {type(given).__name__}.")
-    return str(getattr(given, "__name__", type(given).__name__))

@@ -21,7 +21,7 @@ LAYERS = {
     "fingerprint": 1, "pairs": 1, "measure": 1, "reports": 1, "breakeven": 1, "noise": 1,
     "recipe": 2, "options": 2, "settings": 2, "marker": 2,
     "hookspecs": 3, "state": 3, "collection": 3, "session": 3, "bench": 3, "benchmark_figures": 3, "ledger": 3,
-    "fixtures": 3, "calibrate": 3, "deadline": 3,
+    "fixtures": 3, "calibrate": 3, "deadline": 3, "candidates": 3,
     "plugin": 4,
 }  # fmt: skip
 """Room to layer."""

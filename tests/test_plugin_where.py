@@ -137,14 +137,14 @@ def test_the_public_fixtures_give_models_and_text(pytester, run):
 
 def test_each_model_is_loaded_and_each_candidate_built_once(pytester, run, monkeypatch):
     """Two tests of two recipes load one reference and build two candidates."""
-    from pytest_llmslim import session
+    from pytest_llmslim import candidates, session
 
     loads, builds = [], []
-    load, copy = session.load_model, session.copy_model
+    load, copy = session.load_model, candidates.copy_model
     monkeypatch.setattr(
         session, "load_model", lambda *args, **options: loads.append(1) or load(*args, **options)
     )
-    monkeypatch.setattr(session, "copy_model", lambda module: builds.append(1) or copy(module))
+    monkeypatch.setattr(candidates, "copy_model", lambda module: builds.append(1) or copy(module))
     pytester.makepyfile(
         test_own="""
         import pytest
