@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pytest_llmslim.errors import ModelError
+from pytest_llmslim.models.slices import dense, keep_columns, keep_rows
 
 
 class Attention(ABC):
@@ -61,7 +62,7 @@ class Attention(ABC):
             ModelError: a head that is not there, or a quantized projection.
         """
         self._check("head", heads, self.heads)
-        weight = _dense(self.projection_output, self.label).weight
+        weight = dense(self.projection_output, self.label, "heads").weight
         with torch.no_grad():
             weight[:, _columns(sorted(heads), self.head_dim, weight.device)] = 0
 
@@ -69,7 +70,7 @@ class Attention(ABC):
         """Cut out whole groups: a key/value head with all its query heads; fewer weights and less work.
 
         The rows of the query, key and value projections and the columns of the output projection shrink in
-        place. The config still tells the old number, so a checkpoint of the model no longer reloads.
+        place. The config still tells the old number; `shapes.keep_kv_groups` corrects it too.
 
         Raises:
             ModelError: a group that is not there, all groups at once, or quantized projections.
@@ -84,7 +85,7 @@ class Attention(ABC):
             )
         for linear in self.module.children():
             if hasattr(linear, "in_features"):
-                _dense(linear, self.label)
+                dense(linear, self.label, "heads")
         kept = [group for group in range(self.kv_heads) if group not in groups]
         heads = [group * self.groups + member for group in kept for member in range(self.groups)]
         self._shrink(heads, kept)
@@ -137,15 +138,6 @@ class FusedAttention(Attention):
         self.module.split_size = len(heads) * self.head_dim
 
 
-def _dense(linear: nn.Module, label: str) -> nn.Linear:
-    if type(linear) is not nn.Linear:
-        raise ModelError(
-            f"heads of {label} are cut from plain nn.Linear weights, got {type(linear).__name__}; "
-            "prune before quantizing"
-        )
-    return linear
-
-
 def _columns(heads: list[int], head_dim: int, device: torch.device) -> torch.Tensor:
     """Indices [len(heads) * head_dim] of the rows or columns of these heads."""
     starts = torch.tensor(heads, dtype=torch.int64, device=device)[:, None] * head_dim
@@ -155,15 +147,4 @@ def _columns(heads: list[int], head_dim: int, device: torch.device) -> torch.Ten
 def _keep(linear: nn.Linear, heads: list[int], head_dim: int, *, dimension: int) -> None:
     """Shrink `linear` in place to these heads, by rows (dimension 0, with the bias) or columns (1)."""
     index = _columns(heads, head_dim, linear.weight.device)
-    linear.weight = _cut(linear.weight, index, dimension)
-    if dimension == 0:
-        linear.out_features = len(index)
-        if linear.bias is not None:
-            linear.bias = _cut(linear.bias, index, 0)
-    else:
-        linear.in_features = len(index)
-
-
-def _cut(parameter: nn.Parameter, index: torch.Tensor, dimension: int) -> nn.Parameter:
-    cut = parameter.detach().index_select(dimension, index)
-    return nn.Parameter(cut, requires_grad=parameter.requires_grad)
+    (keep_rows if dimension == 0 else keep_columns)(linear, index)
