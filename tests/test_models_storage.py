@@ -316,11 +316,11 @@ def test_hash_leaves_out_what_is_not_saved() -> None:
 
 def test_codes_are_those_that_bitsandbytes_dequantizes() -> None:
     """Independent reference: the code book at the hashed codes, times the scales, is the library's weight."""
-    from pytest_llmslim.models.content import _codes, _scales
+    from pytest_llmslim.models.content import codes, scales
 
     packed = pack_4bit(nn.Linear(128, 64, bias=False).requires_grad_(False), nested=False)
     weight = packed.weight
     expected = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
-    scales = _scales(weight.quant_state).float().repeat_interleave(64).reshape(64, 128)
-    ours = weight.quant_state.code[_codes(weight).long()] * scales
+    factors = scales(weight.quant_state).float().repeat_interleave(64).reshape(64, 128)
+    ours = weight.quant_state.code[codes(weight).long()] * factors
     torch.testing.assert_close(ours, expected, rtol=2**-8, atol=0)

@@ -1,14 +1,15 @@
-"""The linears of a model's blocks, as methods may touch them, and the checks all methods share."""
+"""The linears of a model's blocks, as methods may touch them, what they stand for, and the checks all methods share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pytest_llmslim.errors import CompressionError
 from pytest_llmslim.models.blocks import Blocks
+from pytest_llmslim.models.content import codes, packed_parts, scales
 
 if TYPE_CHECKING:
     from pytest_llmslim.methods import Context
@@ -30,7 +31,7 @@ def float_linears(module: nn.Module, method: str, context: Context) -> dict[str,
         if type(linear) is not nn.Linear or not linear.weight.is_floating_point():
             raise CompressionError(
                 f"{method} on {context.label}: {name} is a plain float nn.Linear, "
-                f"got {type(linear).__name__} in {linear.weight.dtype}; start from the float checkpoint"
+                f"got {_kind(linear)}; start from the float checkpoint"
             )
         if not torch.isfinite(linear.weight).all():
             raise CompressionError(
@@ -38,6 +39,58 @@ def float_linears(module: nn.Module, method: str, context: Context) -> dict[str,
                 "mend the checkpoint"
             )
     return dict(linears)
+
+
+def effective_weight(linear: nn.Module) -> torch.Tensor:
+    """The float weight [out, in] that a linear of any kind multiplies by, without its bias.
+
+    A plain `nn.Linear` gives its own weight, not a copy. LLM.int8() and int8-dynamic also round their inputs,
+    which no weight tells.
+
+    Args:
+        linear: `nn.Linear`, of bitsandbytes (packed by its first forward or not), of torchao or torch.ao, or one
+            that has `dequantized()`, as `PackedLinear` and `LowRank`.
+
+    Raises:
+        CompressionError: another kind.
+    """
+    if hasattr(linear, "dequantized"):
+        return linear.dequantized()
+    weight = getattr(linear, "weight", None)
+    if getattr(weight, "quant_state", None) is not None:
+        return _four_bit(weight)
+    if hasattr(weight, "SCB"):
+        return _eight_bit(linear)
+    if isinstance(weight, torch.Tensor) and hasattr(weight, "__tensor_flatten__"):
+        return weight.detach().dequantize()
+    if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+        return weight.detach()
+    for part in linear.modules():  # torch.ao packs the weight inside a child
+        for _, tensor in packed_parts(part):
+            return tensor.dequantize()
+    raise CompressionError(
+        f"a linear's weight can be read from nn.Linear and the quantized linears of bitsandbytes, torchao, torch.ao "
+        f"and pytest-llmslim, got {_kind(linear)}; give it a method dequantized() that returns float [out, in]"
+    )
+
+
+def _four_bit(weight: Any) -> torch.Tensor:  # noqa: ANN401  # bitsandbytes.nn.Params4bit
+    state = weight.quant_state
+    factors = scales(state)
+    book = state.code.to(factors.dtype)  # packed weights are multiplied in bfloat16
+    values = book[codes(weight).long()].reshape(-1)
+    products = values * factors.repeat_interleave(state.blocksize)[: values.numel()]
+    return products.reshape(state.shape).float()
+
+
+def _eight_bit(linear: Any) -> torch.Tensor:  # noqa: ANN401  # bitsandbytes.nn.Linear8bitLt
+    rows = linear.weight.SCB if linear.weight.SCB is not None else linear.state.SCB
+    return linear.weight.data.float() * rows.float()[:, None] / 127
+
+
+def _kind(linear: nn.Module) -> str:
+    dtype = getattr(getattr(linear, "weight", None), "dtype", None)
+    return type(linear).__name__ if dtype is None else f"{type(linear).__name__} in {dtype}"
 
 
 def check_forward(module: nn.Module, method: str, context: Context) -> None:

@@ -11,7 +11,7 @@ from pytest_llmslim.errors import ModelError
 from pytest_llmslim.models.attention import Attention, FusedAttention, SplitAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _layer(index: int, block: nn.Module, layout: Layout) -> Layer:
     attention = block.get_submodule(layout.attention)
     kind = FusedAttention if layout.fused else SplitAttention
     prefix = f"{layout.layers}.{index}"
-    linears = {f"{prefix}.{name}": part for name, part in block.named_modules() if is_linear(part)}
+    linears = {f"{prefix}.{name}": part for name, part in outermost(block)}
     if not linears:
         raise ModelError(
             f"every block holds linear layers, got none in {prefix}; call from_conv1d on a GPT-2 that "
@@ -180,6 +180,15 @@ def _layer(index: int, block: nn.Module, layout: Layout) -> Layer:
     )
     heads = kind(attention, layout.output, layout.heads, prefix)
     return Layer(index, block, heads, linears, feed_forward, norms)
+
+
+def outermost(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The linears of a block by name; not those inside another one, such as the base of a `LowRank`."""
+    inside = ""
+    for name, part in block.named_modules():
+        if is_linear(part) and not (inside and name.startswith(inside)):
+            inside = f"{name}."
+            yield name, part
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -55,14 +55,14 @@ def _contents(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _parts(label: str, tensor: torch.Tensor, owner: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """A weight, or the codes and scales that make it up."""
     if getattr(tensor, "quant_state", None) is not None:
-        yield f"{label}.codes.{tensor.quant_state.quant_type}", _codes(tensor)
-        yield f"{label}.scales", _scales(tensor.quant_state)
+        yield f"{label}.codes.{tensor.quant_state.quant_type}", codes(tensor)
+        yield f"{label}.scales", scales(tensor.quant_state).to(torch.bfloat16)
     elif hasattr(tensor, "SCB"):
         yield label, tensor.data
         # The first forward moves the scales from the weight to the state of its layer.
-        scales = tensor.SCB if tensor.SCB is not None else getattr(owner, "state", tensor).SCB
-        if scales is not None:
-            yield f"{label}.scales", scales
+        found = tensor.SCB if tensor.SCB is not None else getattr(owner, "state", tensor).SCB
+        if found is not None:
+            yield f"{label}.scales", found
     elif hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _parts(f"{label}.{name}", getattr(tensor, name), owner)
@@ -70,7 +70,7 @@ def _parts(label: str, tensor: torch.Tensor, owner: nn.Module) -> Iterator[tuple
         yield label, tensor
 
 
-def _codes(weight: torch.Tensor) -> torch.Tensor:
+def codes(weight: torch.Tensor) -> torch.Tensor:
     """The 4-bit codes [out, in] as uint8, whether still in rows or already interleaved for the CPU."""
     state: Any = weight.quant_state
     packed = weight.data.view(torch.uint8)
@@ -83,13 +83,12 @@ def _codes(weight: torch.Tensor) -> torch.Tensor:
     return halves.permute(0, 1, 3, 2, 4).reshape(rows, columns)
 
 
-def _scales(state: Any) -> torch.Tensor:  # noqa: ANN401  # bitsandbytes.functional.QuantState
-    """One bfloat16 scale a block of weights, in the order of the weights."""
-    scales = state.absmax
+def scales(state: Any) -> torch.Tensor:  # noqa: ANN401  # bitsandbytes.functional.QuantState
+    """One scale a block of weights, in the order of the weights; bfloat16 once packed for the CPU, else float32."""
     if getattr(state, "packing_format_for_cpu", False):
-        return scales.t().reshape(-1)
-    if state.nested:
-        from bitsandbytes.functional import dequantize_blockwise
+        return state.absmax.t().reshape(-1)
+    if not state.nested:
+        return state.absmax.reshape(-1)
+    from bitsandbytes.functional import dequantize_blockwise
 
-        scales = dequantize_blockwise(scales, state.state2) + state.offset
-    return scales.reshape(-1).to(torch.bfloat16)
+    return (dequantize_blockwise(state.absmax, state.state2) + state.offset).reshape(-1)
