@@ -90,6 +90,8 @@ def instantiate(step: Step, registry: Registry) -> Method:
         raise RecipeError(
             f"method {spec.name!r} from {spec.origin} does not take the parameters its spec declares: {error}"
         ) from error
+    except ImportError as error:  # of what the method needs only when it is used
+        raise RecipeError(_import_failure(spec, error)) from error
     if not callable(getattr(method, "compress", None)):
         raise RecipeError(
             f"method {spec.name!r} from {spec.origin} points to {spec.target}, "
