@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging as standard
 import warnings
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,38 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# torchao tells at its import which of its CUDA kernels it cannot load, and torch what it thinks of torchao's enums.
+# transformers imports torchao with the first model, wherever it is installed.
+_IMPORTS = ("torchao", "torch.utils._pytree")
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers and huggingface_hub below errors; everything is as before afterwards."""
+    """Silence transformers, huggingface_hub and torchao below errors; everything is as before afterwards."""
+    with _raised(_IMPORTS), _hub_and_transformers():
+        yield
+
+
+@contextlib.contextmanager
+def _raised(names: tuple[str, ...]) -> Iterator[None]:
+    """Let these loggers tell errors only."""
+    loggers = [standard.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(standard.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _hub_and_transformers() -> Iterator[None]:
     level, hub_level = logging.get_verbosity(), hub.logging.get_verbosity()
     bars, hub_bars = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()  # type: ignore[attr-defined]
     logging.set_verbosity_error()
-    hub.logging.set_verbosity(_ERROR)
+    hub.logging.set_verbosity(standard.ERROR)
     _show_bars(False, False)
     try:
         yield
@@ -27,10 +53,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         hub.logging.set_verbosity(hub_level)
         _show_bars(bars, hub_bars)
-
-
-_ERROR = 40
-"""`logging.ERROR`, of which both libraries have a module of the same name."""
 
 
 def _show_bars(bars: bool, hub_bars: bool) -> None:
