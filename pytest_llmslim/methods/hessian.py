@@ -17,6 +17,8 @@ import torch
 from pytest_llmslim.errors import CompressionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_llmslim.methods.layerwise import Visit
 
 HIGHEST_DAMP: Final = 10.0
@@ -75,22 +77,51 @@ def inverse_factor(matrix: torch.Tensor, damp: float, subject: str) -> torch.Ten
     Inputs that are always zero are left with the damping alone, so that they neither give nor take an error.
 
     Raises:
-        CompressionError: no damping helps, as the matrix is not finite; `subject` begins the message.
+        CompressionError: the matrix is not finite, or no damping helps; `subject` begins the message.
     """
-    exact = matrix.double()
-    mean = exact.diagonal().mean()
+    check_finite(matrix, subject)
+    flipped = matrix.double().flip(0, 1)
+    diagonal = flipped.diagonal().clone()
     while damp <= HIGHEST_DAMP:
-        damped = exact + torch.diag_embed((damp * mean).expand(len(exact)))
-        damped.diagonal()[damped.diagonal() == 0] = 1.0  # without damping, or inputs that are all zero
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if not failed and torch.isfinite(lower).all():
-            identity = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
+        damped = diagonal + damp * diagonal.mean()
+        damped[damped == 0] = 1.0  # without damping, or inputs that are all zero
+        flipped.diagonal().copy_(damped)
+        lower, failed = torch.linalg.cholesky_ex(flipped)
+        if not failed:
+            identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
             return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
         damp = max(10 * damp, 1e-6)
     raise CompressionError(
-        f"{subject}: what enters it over the calibration text is finite, got NaN or infinity; "
-        "use another dtype, or an uncompressed checkpoint"
+        f"{subject}: a Hessian that is damped by {HIGHEST_DAMP:g} means of its diagonal is positive definite, "
+        "got one that is not; give a longer text with --llm-text"
     )
+
+
+def factors(found: dict[str, Hessian], damp: float, subject: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each linear of `found` with its `inverse_factor`, made once for neighbours that share a Hessian.
+
+    Raises:
+        CompressionError: as `inverse_factor`; `subject` begins the message.
+    """
+    last: Hessian | None = None
+    for name, hessian in found.items():
+        if hessian is not last:
+            factor = inverse_factor(hessian.matrix, damp, f"{subject}: {name}")
+            last = hessian
+        yield name, factor
+
+
+def check_finite(seen: torch.Tensor, subject: str) -> None:
+    """Refuse a statistic of inputs that is not finite.
+
+    Raises:
+        CompressionError: NaN or infinity; `subject` begins the message.
+    """
+    if not torch.isfinite(seen).all():
+        raise CompressionError(
+            f"{subject}: what enters it over the calibration text is finite, got NaN or infinity; "
+            "use another dtype, or an uncompressed checkpoint"
+        )
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
