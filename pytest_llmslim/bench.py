@@ -151,22 +151,24 @@ class Bench:
     def _judged(self, record: Record, level: float) -> Record:
         session, settings = self._session, self._session.settings
         alpha = level / record.sampling.planned
-        # A run that writes the baseline is not judged by the old one.
-        stored = None if settings.update else session.store.get(record.key)
+        # A run that writes the baseline is not judged by the old one, and a part of a recipe has none.
+        alone = settings.update or self._case.part
+        stored = None if alone else session.store.get(record.key)
         missed = settings.require_baseline or (settings.strict and session.store.knows(record.key.model))
         verdicts = gate.decide(
             record,
             self._thresholds,
             stored,
-            anchor=None if settings.update else session.store.anchor(record.key),
+            anchor=None if alone else session.store.anchor(record.key),
             gate_estimated=settings.gate_estimated,
-            require_baseline=missed and not settings.update,
+            require_baseline=missed and not alone,
             alpha=alpha,
             limits=settings.limits(),
         )
         notes = record.notes
-        if settings.update:
+        if alone:
             verdicts = tuple(verdict for verdict in verdicts if verdict.outcome != "new")
+        if settings.update:
             notes = (*notes, *([BUSY_BASELINE] if busier(record, None) else []))
         sampling = replace(record.sampling, level=alpha)
         return replace(record, verdicts=verdicts, sampling=sampling, notes=notes)
@@ -287,11 +289,12 @@ class Costs(NamedTuple):
 
 def _costs(measured: Measured, reference: Side, candidate: Side, made: Candidate, workers: int) -> Costs:
     """The ratios of cost; absent where they would not be the method's own."""
-    if made.integrity.status == "simulated":
-        none = no_estimate(made.integrity.sentence, method="simulated")
-        return Costs(none, none, none, none)
     ratio = candidate.stored_bytes / reference.stored_bytes
     size = Estimate(ratio, ratio, ratio, 1, "measured", "storage")
+    if made.integrity.status == "simulated":
+        none = no_estimate(made.integrity.sentence, method="simulated")
+        # what is stored is real even where no kernel works on it
+        return Costs(none, none, none, size if ratio < 1 else none)
     if workers > 1:
         none = no_estimate(f"cost is not measured while {workers} workers share the machine; run without -n")
         return Costs(none, none, none, size)

@@ -193,7 +193,8 @@ def _sum(first: Reading, second: Reading) -> Reading:
     if first.value is None or second.value is None:
         return first if first.value is None else second
     if (first.source, first.method) != (second.source, second.method):
-        reason = f"the steps were measured by {first.source} and by {second.source}"
+        how = [f"{part.method} by {part.source}" for part in (first, second)]
+        reason = f"the steps were {how[0]} and {how[1]}"
         return unmeasured(first.unit, first.source, reason)
     return replace(first, value=first.value + second.value)
 

@@ -26,12 +26,20 @@ if TYPE_CHECKING:
 
 
 class Case(NamedTuple):
-    """What one parametrised test is about. `recipe` is `None` for a test that brings its own candidate."""
+    """What one parametrised test is about.
+
+    Args:
+        recipe: `None` for a test that brings its own candidate.
+        keywords: of the test's markers.
+        part: whether the recipe is only a part of one that the test is about, measured for `--llm-ablate`: it has
+            no limits to keep and no baseline.
+    """
 
     model: str
     recipe: Recipe | None
     registry: Registry
     keywords: dict[str, Any]
+    part: bool = False
 
     @property
     def label(self) -> str:
@@ -76,7 +84,19 @@ def cases(settings: Settings, registry: Registry, keywords: dict[str, Any]) -> l
         raise SettingError(
             f"Two models are both called {twice}, and their results could not be told apart; rename a folder."
         )
-    return [Case(model, recipe, registry, keywords) for model in models for recipe in recipes]
+    found = [Case(model, recipe, registry, keywords) for model in models for recipe in recipes]
+    return _with_parts(found) if settings.ablate else found
+
+
+def _with_parts(wholes: Sequence[Case]) -> list[Case]:
+    """The cases with what has to be measured to say what each step of their recipes contributes."""
+    from pytest_llmslim.ablation import parts
+
+    found = {(case.model, case.recipe): case for case in wholes}
+    for case in wholes:
+        for recipe in parts(case.recipe, case.registry) if case.recipe else []:
+            found.setdefault((case.model, recipe), case._replace(recipe=recipe, part=True))
+    return list(found.values())
 
 
 def narrow(listed: Sequence[Recipe], asked: Sequence[Recipe], *, fixed: bool = False) -> list[Recipe]:
@@ -182,4 +202,15 @@ def expected(items: Iterable[pytest.Item], settings: Settings) -> list[tuple[Key
         SettingError: a threshold of a marker is unusable.
     """
     cases = ((key_of(item), case_of(item)) for item in items)
-    return [(key, settings.thresholds(**case.keywords)) for key, case in cases if key and case]
+    return [(key, thresholds_of(case, settings)) for key, case in cases if key and case]
+
+
+def thresholds_of(case: Case, settings: Settings) -> Thresholds:
+    """What a test will not ship; a part of its recipe is never shipped by itself.
+
+    Raises:
+        SettingError: a threshold of a marker is unusable.
+    """
+    from pytest_llmslim.gate import Thresholds
+
+    return Thresholds() if case.part else settings.thresholds(**case.keywords)

@@ -29,12 +29,12 @@ def llm(request: pytest.FixtureRequest, llm_case: Case) -> Bench:
     """Measures a candidate against its reference: `llm.measure()`, `llm.reference`, `llm.candidate`, `llm.text`."""
     from pytest_llmslim import benchmark_figures
     from pytest_llmslim.bench import Bench
-    from pytest_llmslim.collection import key_names
+    from pytest_llmslim.collection import key_names, thresholds_of
 
     session = session_of(request.config)
     suite, test = key_names(request.node)
     shown = partial(benchmark_figures.show, request)
-    bench = Bench(session, llm_case, suite, test, session.settings.thresholds(**llm_case.keywords), shown)
+    bench = Bench(session, llm_case, suite, test, thresholds_of(llm_case, session.settings), shown)
     request.node.stash[RECORDS] = bench.records
     return bench
 

@@ -152,6 +152,8 @@ class Ledger:
             self._write("results.jsonl", "")  # those of an earlier run are not of this one
         found = summary(self.records, self.unmeasured)
         found |= {"missing": list(self.missing), "interrupted": self.interrupted}
+        if settings_of(self.config).ablate:
+            found["ablation"] = self._ablation()
         self._write("summary.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
 
     def _update(self, folder: Path, *, anchor: bool) -> bool:
@@ -205,10 +207,23 @@ class Ledger:
             config.get_verbosity() > 0,
             terminalreporter._tw.fullwidth,
             missing=(*self.missing, *self.remarks),
+            attributions=self._attributions() if settings.ablate else (),
         )
         terminalreporter.section("compressed language models")
         for line, markup in lines(shown):
             terminalreporter.write_line(line, **dict.fromkeys(markup, True))
+
+    def _ablation(self) -> list[dict[str, Any]]:
+        from pytest_llmslim.ablation import attributions
+        from pytest_llmslim.encoding import to_builtins
+
+        return [to_builtins(each) for each in attributions(self.records)]
+
+    def _attributions(self) -> tuple[str, ...]:
+        from pytest_llmslim.ablation import attributions
+        from pytest_llmslim.reports import ablation
+
+        return tuple(ablation.lines(attributions(self.records)))
 
     def _near(self, path: Path) -> str:
         """A path as seen from where the user stands."""

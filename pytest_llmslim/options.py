@@ -161,6 +161,20 @@ OPTIONS: tuple[Option, ...] = (
     Option("update", "flag", False, "", "Write what was measured as the new baseline."),
     Option("anchor", "flag", False, "", "With --llm-update: take what was measured as the new anchor, too."),
     Option("require-baseline", "flag", False, "", "Fail when a measurement has no baseline."),
+    Option(
+        "ablate",
+        "flag",
+        False,
+        "",
+        "Measure the steps of every recipe alone, in order and left out, too, and print what each contributes.",
+    ),
+    Option(
+        "save",
+        "path",
+        None,
+        "DIR",
+        "Save every candidate that a recipe builds as a model folder there; it reloads to equal logits.",
+    ),
     Option("results", "path", "llm-results", "DIR", "Where results.jsonl and summary.json go."),
     Option(
         "timeout", "number", None, "SECONDS", "Fail a test that takes longer, e.g. when a candidate hangs."

@@ -146,6 +146,10 @@ def _refusal(config: pytest.Config) -> str:
     chosen = settings_of(config)
     if chosen.anchor and not chosen.update:
         errors.append("--llm-anchor goes with --llm-update, which writes the baselines; give both.")
+    if chosen.ablate and chosen.update:
+        errors.append(
+            "--llm-ablate measures parts of recipes, which have no baselines; run --llm-update without it."
+        )
     for check in (
         chosen.limits,
         lambda: baselines.load_all(chosen.baseline),

@@ -66,7 +66,7 @@ def parse(text: str, registry: Registry) -> Recipe:
         RecipeError: text that is no recipe (with the column), an unknown method or parameter, or steps in
             an order that cannot work (with the order that can).
     """
-    steps = _Reader(text).recipe()
+    steps = steps_of(text)
     specs = [registry.get(step.name) for step in steps]
     for step, spec in zip(steps, specs, strict=True):
         _check_parameters(step, spec)
@@ -74,6 +74,15 @@ def parse(text: str, registry: Registry) -> Recipe:
     _check_quantized_once(steps, specs)
     _check_order(steps, specs)
     return _recipe(steps)
+
+
+def steps_of(text: str) -> tuple[Step, ...]:
+    """The steps that `text` spells, whether or not such methods are known.
+
+    Raises:
+        RecipeError: text that is no recipe.
+    """
+    return _Reader(text).recipe()
 
 
 def instantiate(step: Step, registry: Registry) -> Method:

@@ -192,6 +192,8 @@ class Settings:
         self.update: bool = plain["update"]
         self.anchor: bool = plain["anchor"]
         self.require_baseline: bool = plain["require-baseline"]
+        self.ablate: bool = plain["ablate"]
+        self.save: Path | None = self._path("save", root, invocation) if plain["save"] else None
         self.results: Path = self._path("results", root, invocation)
         self.timeout: float | None = plain["timeout"]
         self.calibrate: bool = plain["calibrate"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,6 +17,7 @@ from pytest_llmslim.registry import Registry, Spec
 
 FREE = Spec("free", "a:B", "anything goes", ("a", "b", "c"))
 
+TABLES = Path(__file__).with_name("paper_tables.json")
 REGISTRY = Registry((*BUILTIN_METHODS, FREE))
 
 
@@ -117,6 +120,11 @@ def test_mistakes_are_pointed_at(text, message):
         ("kd+int8+ah80", "kd+ah80+int8"),
         ("int4+magnitude(pattern=2:4)+kd", "kd+magnitude(pattern=2:4)+int4"),
         ("int4+free+ah90", "ah90+free+int4"),
+        ("wanda+depth", "depth+wanda"),
+        ("gptq+kd+lora", "kd+gptq+lora"),
+        ("lora+int4", "int4+lora"),
+        ("eora+wanda+rtn", "wanda+rtn+eora"),
+        ("free+lora+width", "free+width+lora"),
     ],
 )
 def test_orders_that_cannot_work_are_refused_with_the_one_that_can(text, working):
@@ -126,6 +134,47 @@ def test_orders_that_cannot_work_are_refused_with_the_one_that_can(text, working
 
     assert str(caught.value).endswith(f"got {text}; write {working}")
     assert working == parse(working, REGISTRY).text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "width+kd",
+        "kd+width",
+        "wanda+kd+gptq",
+        "depth+kd+wanda+rtn+eora",
+        "width+lora+gptq",
+        "nf4+lora",
+        "gptq+eora+lora",
+        "hidden+depth+width",
+        "magnitude+wanda",
+    ],
+)
+def test_orders_that_work_are_taken(text):
+    """Training heals what was cut and may follow it; what makes up for a loss may follow any step."""
+    assert text == parse(text, REGISTRY).text
+
+
+@pytest.mark.parametrize("text", ["lora", "eora(rank=4)", "lora+eora"])
+def test_recovery_needs_something_to_recover(text):
+    """Alone it has nothing to make up for."""
+    first = text.partition("+")[0]
+    with pytest.raises(RecipeError, match=r"makes up for what an earlier step lost, got") as caught:
+        parse(text, REGISTRY)
+
+    assert str(caught.value).endswith(f"write a step before it, e.g. int4+{first}")
+    parse(f"int4+{first}", REGISTRY)
+
+
+@pytest.mark.parametrize("text", json.loads(TABLES.read_text())["combinations"])
+def test_the_combinations_of_the_paper_are_recipes(text):
+    """Table 1 names what is combined; its quantize-then-prune is refused with the order that works."""
+    try:
+        assert text == parse(text, REGISTRY).text
+    except RecipeError as error:
+        working = str(error).rpartition("write ")[2]
+        assert sorted(text.split("+")) == sorted(working.split("+"))
+        assert working == parse(working, REGISTRY).text
 
 
 def test_weights_are_quantized_once():

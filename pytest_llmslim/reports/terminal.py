@@ -36,8 +36,9 @@ COLOUR = {"failed": ("red",), "inconclusive": ("yellow",), "not comparable": ("y
 class Shown(NamedTuple):
     """What the summary is made of.
 
-    `changes` are lines about the baselines that were written, `missing` sentences on baselines that no test of
-    this run met. On a terminal of fewer `columns` than the table needs, time and energy stand without their intervals.
+    `attributions` are the tables of `--llm-ablate`, `changes` lines about the baselines that were written, `missing`
+    sentences on baselines that no test of this run met. On a terminal of fewer `columns` than the table needs, time
+    and energy stand without their intervals.
     """
 
     records: tuple[Record, ...]
@@ -50,6 +51,7 @@ class Shown(NamedTuple):
     verbose: bool
     columns: int = 200
     missing: tuple[str, ...] = ()
+    attributions: tuple[str, ...] = ()
 
 
 def lines(shown: Shown) -> list[Line]:
@@ -57,6 +59,7 @@ def lines(shown: Shown) -> list[Line]:
     out: list[Line] = []
     for group in _groups(shown.records):
         out += _model(group, shown.verbose, shown.columns)
+    out += [(line, ()) for line in shown.attributions]
     out += [(f"not measured: {label}: {reason}", ("yellow",)) for label, reason in shown.unmeasured]
     out += [(sentence, ("yellow",)) for sentence in shown.missing]
     if shown.records:
