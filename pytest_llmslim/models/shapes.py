@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from pytest_llmslim.errors import ModelError
@@ -160,7 +161,7 @@ def loadable(config: PreTrainedConfig, **changes: object) -> bool:
     """Whether transformers would load the `config` with these `changes`."""
     try:
         type(config).from_dict({**config.to_dict(), **changes})
-    except (ValueError, TypeError):
+    except (StrictDataclassError, ValueError, TypeError):
         return False
     return True
 
