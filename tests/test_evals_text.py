@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+import torch
 
 from conftest import SHARED
 from pytest_llmslim.errors import TextError
 from pytest_llmslim.evals import text as texts
+from pytest_llmslim.models.loading import load_model
 
 
 class Letters:
@@ -96,6 +98,34 @@ def test_calibration_may_be_a_text_of_its_own():
     passage = cut("abcdefgh", tokens=8, calibration="zyxwvuts")
     assert [chr(i) for i in passage.calibration[0].tolist()[1:]] == ["z", "y", "x", "w"]
     assert passage.notes == ()
+
+
+@pytest.mark.parametrize(("count", "windows"), [(0, None), (1, 1), (8, 8), (12, 12), (99, 22)])
+def test_more_text_can_be_asked_for(count, windows):
+    """As many windows as there is text after the scored part; more begin with fewer."""
+    passage = cut(ALPHABET)
+    rest = passage.rest(count)
+
+    assert windows == (None if rest is None else len(rest))
+    if rest is not None:
+        same = min(len(rest), len(passage.calibration))
+        assert torch.equal(passage.calibration[:same], rest[:same])
+        assert "qrst" == "".join(chr(i) for i in rest[0].tolist()[1:])
+
+
+def test_the_embedded_language_never_runs_out():
+    """Text to learn from is written as it is asked for, and is never the text that is scored."""
+    tokenizer = load_model("embedded:gpt2").tokenizer
+    source = texts.grammar_text(2)
+    passage = texts.cut(
+        source, tokenizer, tokens=510, window=256, stride=None, bos="auto", dtype="float32", longest=512
+    )
+    rest = passage.rest(40)
+
+    assert (40, 256) == rest.shape
+    assert torch.equal(passage.calibration, rest[:8])
+    scored = {tuple(window[0].tolist()) for window in passage.windows}
+    assert not scored & {tuple(window) for window in rest.tolist()}
 
 
 def test_without_text_left_there_is_no_calibration():
