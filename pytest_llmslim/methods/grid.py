@@ -5,11 +5,12 @@ weights, widened to hold 0, in `2^b - 1` steps, with the whole-numbered zero poi
 (Jacob et al. 2018, arXiv 1712.05877, section 2.1). Either way 0 is a level, so an exact zero stays one. Our own
 since the libraries tie their grids to their modules; the invariants below are what the tests prove.
 
-The arithmetic makes rounding idempotent bit by bit. A scale is rounded to four significant bits less than its
+The arithmetic makes rounding idempotent bit by bit. A scale is rounded to two significant bits less than its
 dtype has, so that the float error of the outermost levels does not move it when they are fitted again. Asymmetric
 codes round ties, and what is nearer to a tie than that rounding can tell, away from zero, so that both ends
-are attained. One exception: asymmetric levels in float16 and bfloat16 are themselves rounded, and fitting
-them again may move a value by that rounding.
+are attained. What this costs is an error of half a step and 2^-19 of the largest weight at most (float32). Not
+idempotent are asymmetric grids of float16 and bfloat16 weights, where fitting rounded ends again may move a value
+by that rounding, and ranges that are wider than the largest float.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 from pytest_llmslim.methods.parameters import check_choice, check_number
 
 GRANULARITIES = ("group", "row", "tensor")
-_HELD_BACK = 4  # significant bits of its dtype that a scale leaves unused
+_HELD_BACK = 2  # significant bits of its dtype that a scale leaves unused
 
 
 def check_grid(
@@ -83,6 +84,13 @@ class Grid:
     def steps(self) -> int:
         """From 0 to the last level (symmetric), or from the first to the last."""
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+    @property
+    def words(self) -> str:
+        """In words, e.g. `4-bit symmetric codes, a scale every 128 weights`."""
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        shared = f"every {self.group} weights" if self.granularity == "group" else f"a {self.granularity}"
+        return f"{self.bits}-bit {kind} codes, a scale {shared}"
 
     @property
     def middle(self) -> int:

@@ -50,9 +50,13 @@ def stored_bytes(module: nn.Module) -> int:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Parameters in the usual sense: tied ones once, a packed 4-bit weight with its original elements."""
+    """Parameters in the usual sense: tied ones once, a packed weight with its original elements.
+
+    A module that keeps weights as codes in buffers says their number as `packed_weights`.
+    """
     return sum(_elements(tensor) for tensor in module.parameters()) + sum(
-        part.numel() for child in module.modules() for _, part in packed_parts(child)
+        sum(part.numel() for _, part in packed_parts(child)) + getattr(child, "packed_weights", 0)
+        for child in module.modules()
     )
 
 
