@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import nn
 
 from pytest_llmslim.errors import CompressionError, NothingCompressedError
+from pytest_llmslim.models.content import packed_parts
 from pytest_llmslim.models.storage import parameter_count, stored_bytes, stored_tensors
 from pytest_llmslim.records import Integrity
 from pytest_llmslim.rounding import is_rounded
 from pytest_llmslim.units import significant, size
 
-if TYPE_CHECKING:
-    from torch import nn
-
 Status = Literal["compressed", "simulated", "changed"]
-_Replaced = dict[str, list["nn.Module"]]
+_Replaced = dict[str, list[nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,16 @@ def _judge(
     return Integrity(status, f"{seen}: {sizes.sentence}", "same" if same else "other")
 
 
-def _kinds(model: nn.Module) -> set[tuple[type, torch.dtype]]:
-    """Classes of the modules that hold weights, with the weights' dtypes: what decides on the kernels."""
+def _kinds(model: nn.Module) -> set[tuple[type, type, torch.dtype]]:
+    """Classes of the modules that hold tensors, with the tensors' classes and dtypes: what decides on the kernels."""
     return {
-        (type(module), parameter.dtype)
+        (type(module), type(tensor), tensor.dtype)
         for module in model.modules()
-        for parameter in module.parameters(recurse=False)
+        for tensor in (
+            *module.parameters(recurse=False),
+            *module.buffers(recurse=False),
+            *(part for _, part in packed_parts(module)),
+        )
     }
 
 
@@ -169,13 +172,23 @@ def _narrower(weight: _Weight) -> bool:
 
 
 def _replaced(reference: nn.Module, candidate: nn.Module) -> _Replaced:
-    """The candidate's modules where the reference has one of another class, by class name."""
-    before = {name: type(module) for name, module in reference.named_modules()}
+    """The candidate's modules where the reference has one of another class, or with other classes of weights."""
+    before = {name: _classes(module) for name, module in reference.named_modules()}
     found: _Replaced = {}
     for name, module in candidate.named_modules():
-        if before.get(name, type(module)) is not type(module):
-            found.setdefault(type(module).__name__, []).append(module)
+        classes = _classes(module)
+        if before.get(name, classes) != classes:
+            same = before[name][0] is type(module)
+            weights = " and ".join(sorted(each.__name__ for each in classes[1:]))
+            label = module._get_name() + (f" with {weights}" if same and weights else "")
+            found.setdefault(label, []).append(module)
     return found
+
+
+def _classes(module: nn.Module) -> tuple[type, ...]:
+    """The module's, and those of its weights that are no plain parameters, as torchao's quantized tensors."""
+    own = {type(parameter) for parameter in module.parameters(recurse=False)} - {nn.Parameter}
+    return type(module), *sorted(own, key=lambda each: each.__name__)
 
 
 def _differ(reference: nn.Module, candidate: nn.Module) -> bool:
