@@ -84,10 +84,8 @@ class Depth:
         gone, why = self._choose(module, depth, count, context)
         keep_layers(module, [index for index in range(depth) if index not in gone])
         check_forward(module, "depth", context)
-        said = (
-            f"depth(by={self.by}): {count} of {depth} layers removed, {spelled(sorted(gone))} from 0; {why}"
-        )
-        return Applied(module, said)
+        which = f"{'layer' if count == 1 else 'layers'} {spelled(sorted(gone))} of 0-{depth - 1}"
+        return Applied(module, f"depth(by={self.by}): {which} removed, {why}")
 
     def _count(self, depth: int, context: Context) -> int:
         ratio = RATIO if self.ratio is None else self.ratio
@@ -106,13 +104,15 @@ class Depth:
         windows = calibration(context, "depth", self.samples)
         if self.by == "perplexity":
             gone, losses = greedy(module, windows, count, context)
-            grown = ", ".join(f"{index} ({loss:.3f})" for index, loss in zip(gone, losses[1:], strict=True))
-            return gone, f"in this order, with the loss without them: {grown}, from {losses[0]:.3f}"
+            steps = ", then ".join(
+                f"{index} ({loss:.3f})" for index, loss in zip(gone, losses[1:], strict=True)
+            )
+            return gone, f"with the loss growing from {losses[0]:.3f}: {steps}"
         scores = influences(module, windows, context)
         order = sorted(range(depth), key=scores.__getitem__)
         gone, rest = order[:count], order[count:]
         low = ", ".join(f"{scores[index]:.3f}" for index in sorted(gone))
-        return gone, f"block influence {low}; of the others {scores[rest[0]]:.3f} or more"
+        return gone, f"with block influence {low}; the others have {scores[rest[0]]:.3f} or more"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Layers:
             )
         keep_layers(module, order)
         check_forward(module, "layers", context)
-        return Applied(module, f"layers: {len(order)} layers instead of {depth}, {spelled(order)} from 0")
+        return Applied(module, f"layers: {spelled(order)} of 0-{depth - 1}, {len(order)} instead of {depth}")
 
 
 def influences(module: nn.Module, windows: torch.Tensor, context: Context) -> list[float]:
@@ -227,5 +227,5 @@ def spelled(order: Sequence[int]) -> str:
             runs[-1].append(index)
         else:
             runs.append([index])
-    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
-    return ",".join(parts)
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(parts)

@@ -82,20 +82,10 @@ class Width:
                 f"width on {context.label}: removes a share of {width} feed-forward channels, got "
                 f"ratio={self.ratio:g}, which rounds to none; raise ratio"
             )
-        before = Blocks(module).layers[0].attention.heads
+        heads = Blocks(module).layers[0].attention.heads
         self._cut(module, channels, groups, context)
         check_forward(module, "width", context)
-        said = f"width: {width - channels} of {width} feed-forward channels"
-        after = Blocks(module).layers[0].attention.heads
-        if after < before:
-            said += f" and {before - after} of {before} attention heads"
-        return Applied(
-            module, f"{said} removed in each of {len(Blocks(module).layers)} layers{self._note(width)}"
-        )
-
-    def _note(self, width: int) -> str:
-        step = rounding(width)
-        return f"; what stays is a multiple of {step}" if self.ratio and step > 1 else ""
+        return Applied(module, _sentence(module, width, heads))
 
     def _groups(self, module: nn.Module, context: Context) -> int:
         """How many key/value groups each layer keeps."""
@@ -155,6 +145,18 @@ def group_scores(columns: torch.Tensor, visit: Visit) -> torch.Tensor:
     """Scores [groups] from those of the output projection's columns [heads * head_dim]."""
     # query head h belongs to group h // (heads / groups), so the columns of a group follow one another
     return columns.reshape(visit.layer.attention.kv_heads, -1).sum(dim=1)
+
+
+def _sentence(module: nn.Module, width: int, heads: int) -> str:
+    """What was cut from `module`, which had `width` channels and `heads` heads a layer."""
+    layers = Blocks(module).layers
+    left, left_heads, parts = _width(module), layers[0].attention.heads, []
+    if left < width:
+        step = f", {left} stay (a multiple of {rounding(width)})" if rounding(width) > 1 else ""
+        parts.append(f"{width - left} of {width} feed-forward channels{step}")
+    if left_heads < heads:
+        parts.append(f"{heads - left_heads} of {heads} attention heads")
+    return f"width: removed in each of {len(layers)} layers: {' and '.join(parts)}"
 
 
 def _silence(visit: Visit, channels: list[int], groups: list[int]) -> None:
