@@ -124,7 +124,8 @@ class Grid:
         columns = codes.shape[1]
         zero = self.middle if scales.zero is None else self.spread(scales.zero, columns)
         levels = codes.to(scales.scale.dtype).sub_(zero).mul_(self.spread(scales.scale, columns))
-        largest = torch.finfo(dtype).max  # the level next to the largest weight may lie beyond
+        # the level next to the largest weight may lie beyond
+        largest = min(torch.finfo(dtype).max, torch.finfo(levels.dtype).max)
         return levels.clamp_(-largest, largest).to(dtype)
 
     def round_to(self, weight: torch.Tensor) -> torch.Tensor:
