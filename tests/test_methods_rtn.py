@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_fewer_bits_have_a_larger_error():
         for bits in (8, 4, 3, 2)
     ]
 
-    assert all(1.5 * smaller < larger for smaller, larger in zip(errors, errors[1:], strict=False))
+    assert all(1.5 * smaller < larger for smaller, larger in pairwise(errors))
 
 
 def test_zeros_of_an_earlier_step_stay():
