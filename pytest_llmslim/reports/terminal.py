@@ -187,7 +187,8 @@ def _legend(records: Sequence[Record]) -> list[Line]:
         out.append(f"^ energy is integrated from power samples ({energies['sampled']})")
     if any(record.integrity.status == "simulated" for record in records):
         out.append(
-            "simulated: weights are rounded or zeroed but stored and multiplied in full, so there is no cost to show"
+            "simulated: weights are rounded or zeroed, and no kernel here is faster for it, so there is no cost to "
+            "show; bytes are shown where they are really fewer"
         )
     out += [*_net(records), *disagreements(records), *disturbed(records)]
     out += [f"- energy unmeasured: {reason}" for reason in _reasons(records)]
