@@ -1,8 +1,6 @@
-"""Magnitude pruning against sorting and exhaustive search."""
+"""Magnitude pruning against sorting; exhaustive search is in the tests of `masks`."""
 
 from __future__ import annotations
-
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,7 +12,8 @@ from torch import nn
 
 from pytest_llmslim.errors import CompressionError, RecipeError
 from pytest_llmslim.methods import Context
-from pytest_llmslim.methods.magnitude import SIMULATED, Magnitude, largest_of_group, zero_smallest
+from pytest_llmslim.methods.magnitude import Magnitude, zero_smallest
+from pytest_llmslim.methods.semi_structured import SIMULATED
 from pytest_llmslim.models.blocks import Blocks
 from pytest_llmslim.models.storage import copy_model
 
@@ -40,31 +39,6 @@ def test_the_smallest_weights_become_zero(rows, columns, sparsity, seed):
     values.ravel()[smallest] = 0
 
     assert values.tolist() == linear.weight.tolist()
-    assert not linear._forward_pre_hooks
-    assert {"weight", "bias"} == {name for name, _ in linear.named_parameters()}
-
-
-@given(
-    weights=st.lists(st.integers(-3, 3), min_size=6, max_size=6),
-    pattern=st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 4), (4, 6)]),
-)
-@settings(max_examples=80, deadline=None)
-def test_what_stays_of_a_group_is_optimal(weights, pattern):
-    """No other choice of N from a group of M keeps more magnitude, and exactly N stay, also among equals."""
-    kept, group = pattern
-    weight = torch.tensor([weights[:group]], dtype=torch.float32)
-    mask = largest_of_group(weight, kept, group)
-    best = max(sum(abs(weights[i]) for i in chosen) for chosen in combinations(range(group), kept))
-
-    assert kept == int(mask.sum())
-    assert best == float((weight * mask).abs().sum())
-
-
-def test_columns_that_fill_no_group_stay():
-    """Groups start at the first column; what is left over at the end is dense."""
-    mask = largest_of_group(torch.tensor([[1.0, 2, 3, 4, 0.1, 0.2]]), 2, 4)
-
-    assert [[False, False, True, True, True, True]] == mask.tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,6 +57,15 @@ def test_half_of_every_block_linear_is_zero(method, family):
     total = sum(linear.weight.numel() for linear in linears.values())
     assert applied.sentence == f"magnitude: 50.0% of {total} weights in {len(linears)} linears are zero"
     assert SIMULATED == applied.simulated
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+def test_a_second_time_changes_nothing(pattern):
+    """Zeros that are there already are the smallest weights, and count."""
+    once = Magnitude(pattern=pattern).compress(tiny_model("llama"), context()).module
+    twice = Magnitude(pattern=pattern).compress(copy_model(once), context()).module
+
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
 
 
 def test_odd_widths_are_told():

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HIGHEST_DAMP: Final = 10.0
 """Damping is raised tenfold up to this, in means of the diagonal, before a Hessian is given up."""
 
+_STRIP: Final = 256
+"""Inputs that are multiplied with all after them at once."""
+
 
 class Hessian:
     """The mean of x xᵀ over the tokens seen, in float32 (float64 for float64 inputs)."""
@@ -37,13 +40,16 @@ class Hessian:
         seen = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         if not self.tokens:
             self._sum = torch.zeros(seen.shape[1], seen.shape[1], dtype=seen.dtype, device=seen.device)
-        self._sum.addmm_(seen.T, seen)
+        for first in range(0, seen.shape[1], _STRIP):  # the half below the diagonal is not multiplied out
+            strip = slice(first, first + _STRIP)
+            self._sum[strip, first:].addmm_(seen[:, strip].T, seen[:, first:])
         self.tokens += len(seen)
 
     @property
     def matrix(self) -> torch.Tensor:
-        """[in, in], symmetric."""
-        return self._sum / self.tokens
+        """[in, in], symmetric; computed anew every time."""
+        upper = self._sum.triu().div_(self.tokens)
+        return upper + upper.triu(1).T
 
 
 def hessians(visit: Visit) -> dict[str, Hessian]:

@@ -36,9 +36,9 @@ def check_zeros(method: str, sparsity: float | None, pattern: str | None) -> Non
         pattern_of(method, pattern)
 
 
-def zeros_first(score: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`score` with -1, less than any score, where `weight` is zero already."""
-    return score.masked_fill(weight == 0, -1.0)
+def zeros_first(score: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """`score` with -1, less than any score, where a weight is `zero` already."""
+    return score.masked_fill(zero, -1.0)
 
 
 def smallest(score: torch.Tensor, count: int) -> torch.Tensor:

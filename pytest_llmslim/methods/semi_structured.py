@@ -6,6 +6,7 @@ needs CUDA with compute capability 8.0, float16 or bfloat16, and rows and column
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -31,8 +32,14 @@ def speed_up(linears: Mapping[str, nn.Linear], pattern: str | None) -> str:
         Empty when there are such kernels; else why time and bytes are not those of the method.
     """
     fitting = [linear for linear in linears.values() if pattern == _PATTERN and fits(linear.weight)]
-    for linear in fitting:
-        linear.weight = nn.Parameter(to_sparse_semi_structured(linear.weight.data), requires_grad=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that torch may change the interface
+            sparse = [to_sparse_semi_structured(linear.weight.data) for linear in fitting]
+    except RuntimeError:  # torch was built without the kernels
+        return SIMULATED
+    for linear, weight in zip(fitting, sparse, strict=True):
+        linear.weight = nn.Parameter(weight, requires_grad=False)
     return "" if fitting else SIMULATED
 
 

@@ -29,6 +29,7 @@ from pytest_llmslim.methods.masks import (
     counted,
     smallest,
     smallest_of_groups,
+    zeros_first,
 )
 from pytest_llmslim.methods.parameters import check_number, pattern_of
 from pytest_llmslim.methods.semi_structured import speed_up
@@ -128,7 +129,7 @@ def walk(weight: torch.Tensor, factor: torch.Tensor, choose: Choose, stretch: in
         [out, in] in float32, float64 for a float64 weight.
     """
     # [in, out], so that the weights of one input lie together
-    left = weight.T.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+    left = weight.T.to(torch.promote_types(weight.dtype, torch.float32), copy=True).contiguous()
     factor = factor.to(left.dtype)
     zero = left == 0
     width = BLOCK - BLOCK % stretch
@@ -148,8 +149,10 @@ def _walk_block(
     for at, row in enumerate(factor):
         if at % stretch == 0:
             some = slice(at, at + stretch)
-            score = (block[some] / factor.diagonal()[some, None]).square_().masked_fill_(zero[some], -1)
-            goes[some] |= choose(score)
+            score = (
+                block[some] / factor.diagonal()[some, None]
+            ).abs_()  # the error's root, which cannot overflow
+            goes[some] |= choose(zeros_first(score, zero[some]))
         torch.div(block[at] * goes[at], row[at], out=errors[at])
         block[at + 1 :].addr_(row[at + 1 :], errors[at], alpha=-1)
         block[at].masked_fill_(goes[at], 0)

@@ -4,9 +4,9 @@ Source: Sun et al. 2023, arXiv 2306.11695. The score of weight W[i, j] is |W[i, 
 by input j over all calibration tokens (equation 1); weights of one output are compared with each other only
 (section 3). What stays is not touched.
 
-Our own, since the libraries fail here: torchao 0.18's `WandaSparsifier` ranks over the whole layer, which the
-paper finds worse (table 7), and llmcompressor 0.14's modifier does nothing on GPT-2's `Conv1D` and says nothing. The
-authors' code leaves out a step that is ours too: it prunes a block on what the pruned blocks before it give.
+Our own, since the libraries fail here: torchao 0.18's `WandaSparsifier` ranks over the whole layer, which is not the
+paper's method, and llmcompressor 0.14's modifier does nothing on GPT-2's `Conv1D` and says nothing. The authors'
+code chooses the same weights, but rounds the number of them down.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Wanda:
             for name, norms in input_norms(visit, visit.layer.linears).items():
                 check_finite(norms, f"wanda on {context.label}: {name}")
                 weight = linears[name].weight.data
-                weight.masked_fill_(self._goes(zeros_first(weight.abs() * norms, weight)), 0)
+                score = zeros_first(weight.abs() * norms, weight == 0)
+                weight.masked_fill_(self._goes(score), 0)
         said = counted("wanda", linears, self.pattern)
         simulated = speed_up(linears, self.pattern)
         check_forward(module, "wanda", context)
