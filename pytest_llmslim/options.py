@@ -186,6 +186,13 @@ OPTIONS: tuple[Option, ...] = (
         "",
         "Measure the models against themselves instead of running tests, and print limits that hold here.",
     ),
+    Option(
+        "conformance",
+        "list",
+        (),
+        "NAME",
+        "Put this method (all: every one) through the invariants instead of running tests; repeatable.",
+    ),
     Option("trust-remote-code", "flag", False, "", "Run code that comes with a model."),
 )
 

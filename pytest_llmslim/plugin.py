@@ -56,9 +56,18 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """With `--llm-calibrate`, measure the noise of this machine instead of running tests."""
+    """With `--llm-calibrate`, measure the noise of this machine instead of running tests.
+
+    Methods that `--llm-conformance` names are looked up before any worker starts.
+    """
     try:
-        if config.getoption("help", False) or not settings.lookup(config, BY_NAME["calibrate"]).value:
+        if config.getoption("help", False):
+            return None
+        if settings.lookup(config, BY_NAME["conformance"]).value:
+            from pytest_llmslim.conformance import cases
+
+            cases.trials(config)
+        if not settings.lookup(config, BY_NAME["calibrate"]).value:
             return None
         from pytest_llmslim.calibrate import main
 
@@ -90,6 +99,23 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 # Collection -------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> pytest.CollectReport | None:
+    """With `--llm-conformance`, collect the invariants instead of the tests that were named.
+
+    Their conftest.py files are loaded all the same: these may bring the methods.
+    """
+    wanted = isinstance(collector, pytest.Session) and settings.lookup(
+        collector.config, BY_NAME["conformance"]
+    )
+    if not wanted or not wanted.value:
+        return None
+    from pytest_llmslim.conformance import cases
+
+    module = pytest.Module.from_parent(collector, path=cases.MODULE, nodeid="conformance")
+    return pytest.CollectReport(collector.nodeid, "passed", None, [module])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

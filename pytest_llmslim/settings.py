@@ -197,6 +197,7 @@ class Settings:
         self.results: Path = self._path("results", root, invocation)
         self.timeout: float | None = plain["timeout"]
         self.calibrate: bool = plain["calibrate"]
+        self.conformance: tuple[str, ...] = tuple(plain["conformance"])
         self.trust_remote_code: bool = plain["trust-remote-code"]
 
     def _path(self, name: str, root: Path, invocation: Path) -> Path:

@@ -29,6 +29,7 @@ GOOD = {
     "anchor": "true",
     "timeout": "60",
     "calibrate": "true",
+    "conformance": "rtn",
     "device": "cpu",
     "dtype": "bfloat16",
     "threads": "2",
