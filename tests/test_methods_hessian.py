@@ -64,7 +64,7 @@ def test_the_factor_gives_the_inverse_of_every_remainder():
 
 
 def test_inputs_that_are_always_zero_stand_alone():
-    """They get no part of another's error, damped or not; a linear that only sees zeros has the identity."""
+    """They get no part of another's error and are cheapest, damped or not; only zeros have the identity."""
     inputs = random(40, 5)
     inputs[:, 2] = 0
     for damp in (0.0, 0.01):
@@ -72,7 +72,7 @@ def test_inputs_that_are_always_zero_stand_alone():
         others = [0, 1, 3, 4]
 
         assert [0.0] * 4 == factor[2, others].tolist() == factor[others, 2].tolist()
-        assert factor[2, 2] > 0
+        assert factor[2, 2] > 1e4 * factor.diagonal()[others].max()
     assert torch.equal(torch.eye(3, dtype=torch.float64), inverse_factor(torch.zeros(3, 3), 0.01, "a"))
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HIGHEST_DAMP: Final = 10.0
 """Damping is raised tenfold up to this, in means of the diagonal, before a Hessian is given up."""
 
+_UNUSED: Final = 1e-12
+"""What stands for the mean square of an input that is always zero, in means of the diagonal."""
+
 _STRIP: Final = 256
 """Inputs that are multiplied with all after them at once."""
 
@@ -80,7 +83,7 @@ def inverse_factor(matrix: torch.Tensor, damp: float, subject: str) -> torch.Ten
     """Upper triangular U [in, in] in float64 with UᵀU the inverse of the damped Hessian `matrix` [in, in].
 
     `damp` means of the diagonal are added to it, ten times as much as often as it is not positive definite.
-    Inputs that are always zero are left with the damping alone, so that they neither give nor take an error.
+    Inputs that are always zero neither give nor take an error, and their weights cost less than any other's.
 
     Raises:
         CompressionError: the matrix is not finite, or no damping helps; `subject` begins the message.
@@ -88,10 +91,10 @@ def inverse_factor(matrix: torch.Tensor, damp: float, subject: str) -> torch.Ten
     check_finite(matrix, subject)
     flipped = matrix.double().flip(0, 1)
     diagonal = flipped.diagonal().clone()
+    mean = diagonal.mean()
+    least = _UNUSED * mean if mean > 0 else 1.0
     while damp <= HIGHEST_DAMP:
-        damped = diagonal + damp * diagonal.mean()
-        damped[damped == 0] = 1.0  # without damping, or inputs that are all zero
-        flipped.diagonal().copy_(damped)
+        flipped.diagonal().copy_(torch.where(diagonal == 0, least, diagonal + damp * mean))
         lower, failed = torch.linalg.cholesky_ex(flipped)
         if not failed:
             identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
