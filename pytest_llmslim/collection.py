@@ -138,7 +138,7 @@ def case_of(item: pytest.Item) -> Case | None:
 
 
 def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Tests to run and to deselect; ours sorted by model and recipe, so that each is loaded and built once.
+    """Tests to run and to deselect; ours sorted by model, first step and recipe: each is loaded and built once.
 
     pytest orders chained session fixtures badly: three models by three methods loaded a model six times.
     The sort is stable and keeps tests that are not ours where they are, before ours.
@@ -149,14 +149,21 @@ def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytes
     ours = [(case, item) for item in items if (case := case_of(item)) is not None]
     models = list(dict.fromkeys(case.model for case, _ in ours))
     recipes = list(dict.fromkeys(case.recipe for case, _ in ours))
+    beginnings = list(dict.fromkeys(_beginning(recipe) for recipe in recipes))
     ours.sort(
         key=lambda pair: (
             models.index(pair[0].model),
+            beginnings.index(_beginning(pair[0].recipe)),
             recipes.index(pair[0].recipe),
             pair[1].location[:2],
         )
     )
     return [*others, *(item for _, item in ours)], dropped
+
+
+def _beginning(recipe: Recipe | None) -> str:
+    """The first step, which recipes can share."""
+    return recipe.steps[0].text if recipe else ""
 
 
 def key_names(item: pytest.Item) -> tuple[str, str]:

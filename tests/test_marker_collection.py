@@ -149,6 +149,28 @@ def test_tests_are_sorted_by_model_and_recipe(pytester):
     ]
 
 
+def test_recipes_that_begin_alike_stand_together(pytester):
+    """So that a long first step is taken once, whichever tests share it."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.llm(model="embedded:gpt2", recipes=["kd+int8", "ah90+int8", "kd+int4"])
+        def test_pairs(llm): ...
+
+        @pytest.mark.llm(model="embedded:gpt2", recipes=["int8", "kd"])
+        def test_alone(llm): ...
+        """
+    )
+    assert collected(pytester) == [
+        "test_pairs[embedded:gpt2-kd+int8]",
+        "test_pairs[embedded:gpt2-kd+int4]",
+        "test_alone[embedded:gpt2-kd]",
+        "test_pairs[embedded:gpt2-ah90+int8]",
+        "test_alone[embedded:gpt2-int8]",
+    ]
+
+
 def test_a_recipe_that_no_test_takes_is_deselected(pytester):
     """Not skipped: nothing was asked of that test."""
     pytester.makepyfile(test_suite=SUITE)
