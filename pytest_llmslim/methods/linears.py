@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.sparse import SparseSemiStructuredTensor
 
 from pytest_llmslim.errors import CompressionError
+from pytest_llmslim.methods.semi_structured import make_dense
 from pytest_llmslim.models.blocks import Blocks
 from pytest_llmslim.models.content import codes, packed_parts, scales
 
@@ -18,7 +20,7 @@ _TOKENS = 8  # enough for every projection to see more than one position
 
 
 def float_linears(module: nn.Module, method: str, context: Context) -> dict[str, nn.Linear]:
-    """The linears inside the blocks by dotted name; never `lm_head` or an embedding.
+    """The linears inside the blocks by dotted name, with dense weights; never `lm_head` or an embedding.
 
     Raises:
         CompressionError: there are none, one of them is not a plain float `nn.Linear` (it was compressed
@@ -28,6 +30,7 @@ def float_linears(module: nn.Module, method: str, context: Context) -> dict[str,
     if not linears:
         raise CompressionError(f"{method} on {context.label}: the model's blocks hold no linears to compress")
     for name, linear in linears.items():
+        make_dense(linear)
         if type(linear) is not nn.Linear or not linear.weight.is_floating_point():
             raise CompressionError(
                 f"{method} on {context.label}: {name} is a plain float nn.Linear, "
@@ -39,6 +42,13 @@ def float_linears(module: nn.Module, method: str, context: Context) -> dict[str,
                 "mend the checkpoint"
             )
     return dict(linears)
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether `linear` is an `nn.Linear` with a float weight in the usual layout: neither quantized nor sparse."""
+    if type(linear) is not nn.Linear or not isinstance(linear.weight, torch.Tensor):
+        return False
+    return linear.weight.is_floating_point() and not hasattr(linear.weight, "__tensor_flatten__")
 
 
 def effective_weight(linear: nn.Module) -> torch.Tensor:
@@ -61,6 +71,8 @@ def effective_weight(linear: nn.Module) -> torch.Tensor:
         return _four_bit(weight)
     if hasattr(weight, "SCB"):
         return _eight_bit(linear)
+    if isinstance(weight, SparseSemiStructuredTensor):
+        return weight.detach().to_dense()
     if isinstance(weight, torch.Tensor) and hasattr(weight, "__tensor_flatten__"):
         return weight.detach().dequantize()
     if isinstance(weight, torch.Tensor) and weight.is_floating_point():

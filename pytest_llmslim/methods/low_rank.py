@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from pytest_llmslim.methods.linears import effective_weight
+from pytest_llmslim.methods.linears import effective_weight, is_plain
 
 
 class LowRank(nn.Module):
@@ -50,10 +51,13 @@ class LowRank(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs [..., out] for inputs [..., in]."""
-        if self.masked:
-            return F.linear(inputs, self.dequantized().to(inputs.dtype), self.bias)
+        if self.masked:  # without keeping a weight a layer for the backward pass
+            return checkpoint(self._whole, inputs, use_reentrant=False, preserve_rng_state=False)
         term = F.linear(F.linear(inputs, self.down.to(inputs.dtype)), self.up.to(inputs.dtype))
         return through(self.base, inputs) + term
+
+    def _whole(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, self.dequantized().to(inputs.dtype), self.bias)
 
     def dequantized(self) -> torch.Tensor:
         """The float weight [out, in] of base and term together, with gradients for the term where it wants them."""
@@ -89,8 +93,8 @@ def through(linear: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     are those of the product with the effective weight: rounding of the inputs passes gradients straight through,
     as in bitsandbytes.
     """
-    plain = type(linear) is nn.Linear or isinstance(linear, LowRank)
-    if plain or not (torch.is_grad_enabled() and inputs.requires_grad):
+    own = is_plain(linear) or isinstance(linear, LowRank)
+    if own or not (torch.is_grad_enabled() and inputs.requires_grad):
         return linear(inputs)
     return _Through.apply(inputs, linear)
 
