@@ -15,6 +15,46 @@ _FOUR_BIT: Final = ("double_quant", "compute_dtype")
 _TRAINING: Final = ("steps", "batch", "rate")
 _STUDENT: Final = ("student", "temperature", "alpha", *_TRAINING)
 
+# Invariants that are not kept, with the reasons, which a run of `--llm-conformance` shows.
+_SCALES_MOVE: Final = (
+    ("idempotent", "scales are rounded to 8 bits or bfloat16, so a second time finds others than the first"),
+)
+_UNEVEN: Final = (
+    *_SCALES_MOVE,
+    ("sign-equivariant", "NormalFloat has seven levels below 0 and eight above"),
+)
+_LEVELS_256: Final = (
+    (
+        "idempotent",
+        "codes are -128 to 127 of a range that is symmetric about -0.5: the largest weight is cut each time",
+    ),
+    ("sign-equivariant", "codes are -128 to 127, so the largest weight is cut when it is positive only"),
+)
+_SEARCHED: Final = (
+    "channels are scaled by what a search on calibration text finds, before weights are rounded"
+)
+_AWQ: Final = (
+    ("half-a-step", f"{_SEARCHED}: the scale is part of the step"),
+    ("idempotent", f"{_SEARCHED}, and other scales are found for rounded weights"),
+    ("scale-equivariant", f"{_SEARCHED}, and others are found for other weights"),
+)
+_COMPENSATES: Final = (("kept-untouched", "weights that stay make up for those that go"),)
+_HEADS_DIFFER: Final = (
+    "layers are left with different numbers of heads, which no config of transformers can tell"
+)
+_AH_CONFIG: Final = (("config-agrees", _HEADS_DIFFER), ("reloads", _HEADS_DIFFER))
+_CONTROL: Final = (
+    ("changes-something", "the control changes nothing"),
+    ("nan-weights-refused", "the control hands on what it gets"),
+)
+_LORA: Final = (
+    (
+        "error-of-linears-never-grows",
+        "the loss of the whole model is trained, not the outputs of single linears",
+    ),
+    ("base-untouched", "terms are merged into float weights, unless merge=false"),
+)
+
 QUANTIZERS: Final = (
     Spec(
         "int8",
@@ -29,9 +69,14 @@ QUANTIZERS: Final = (
         "4-bit NormalFloat by bitsandbytes (QLoRA); the same as nf4",
         _FOUR_BIT,
         QUANTIZE,
+        waives=_UNEVEN,
     ),
-    Spec("nf4", f"{_BNB}:NF4", "4-bit NormalFloat by bitsandbytes (QLoRA)", _FOUR_BIT, QUANTIZE),
-    Spec("fp4", f"{_BNB}:FP4", "4-bit floating point by bitsandbytes", _FOUR_BIT, QUANTIZE),
+    Spec(
+        "nf4", f"{_BNB}:NF4", "4-bit NormalFloat by bitsandbytes (QLoRA)", _FOUR_BIT, QUANTIZE, waives=_UNEVEN
+    ),
+    Spec(
+        "fp4", f"{_BNB}:FP4", "4-bit floating point by bitsandbytes", _FOUR_BIT, QUANTIZE, waives=_SCALES_MOVE
+    ),
     Spec(
         "rtn",
         f"{_METHODS}.rtn:RTN",
@@ -52,6 +97,7 @@ QUANTIZERS: Final = (
         "scales the channels that see large activations up before rounding",
         ("bits", "group", "symmetric", "samples"),
         QUANTIZE,
+        waives=_AWQ,
     ),
     Spec(
         "smoothquant",
@@ -82,6 +128,7 @@ QUANTIZERS: Final = (
         "8-bit weights and activations by torch's own quantize_dynamic, CPU only",
         (),
         QUANTIZE,
+        waives=_LEVELS_256,
     ),
     Spec(
         "qat",
@@ -113,10 +160,18 @@ PRUNERS: Final = (
         "zeroes weights and lets the rest make up for it, on calibration text",
         ("sparsity", "pattern", "samples", "damp"),
         SPARSIFY,
+        waives=_COMPENSATES,
     ),
-    Spec("ah", _AH, "removes attention heads that attend to a single token", ("threshold",), PRUNE),
-    Spec("ah90", _AH, "ah(threshold=0.9)", (), PRUNE, (("threshold", 0.9),)),
-    Spec("ah80", _AH, "ah(threshold=0.8)", (), PRUNE, (("threshold", 0.8),)),
+    Spec(
+        "ah",
+        _AH,
+        "removes attention heads that attend to a single token",
+        ("threshold",),
+        PRUNE,
+        waives=_AH_CONFIG,
+    ),
+    Spec("ah90", _AH, "ah(threshold=0.9)", (), PRUNE, (("threshold", 0.9),), waives=_AH_CONFIG),
+    Spec("ah80", _AH, "ah(threshold=0.8)", (), PRUNE, (("threshold", 0.8),), waives=_AH_CONFIG),
     Spec(
         "depth",
         f"{_METHODS}.depth:Depth",
@@ -197,6 +252,7 @@ TRAINED: Final = (
         "heals what earlier steps lost by training low-rank terms",
         ("rank", "target", "merge", *_TRAINING),
         RECOVER,
+        waives=_LORA,
     ),
     Spec(
         "eora",
@@ -208,7 +264,12 @@ TRAINED: Final = (
 )
 
 BUILTIN_METHODS: Final[tuple[Spec, ...]] = (
-    Spec("identity", f"{_METHODS}.identity:Identity", "changes nothing: the control of an A/A run"),
+    Spec(
+        "identity",
+        f"{_METHODS}.identity:Identity",
+        "changes nothing: the control of an A/A run",
+        waives=_CONTROL,
+    ),
     *QUANTIZERS,
     *PRUNERS,
     *TRAINED,

@@ -27,7 +27,7 @@ from pytest_llmslim.errors import CompressionError, NothingCompressedError
 from pytest_llmslim.evals.perplexity import token_nll
 from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.layerwise import calibration, visits
-from pytest_llmslim.methods.linears import check_forward
+from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.parameters import check_choice, check_number, refuse
 from pytest_llmslim.models.blocks import Blocks
 from pytest_llmslim.models.shapes import keep_layers, with_layers
@@ -77,8 +77,10 @@ class Depth:
         """Remove layers from `module`, in place.
 
         Raises:
-            CompressionError: no layer would be left, or there is no calibration text where it is needed.
+            CompressionError: no layer would be left, there is no calibration text where it is needed, or the model
+                was quantized before or has weights that are not finite.
         """
+        float_linears(module, "depth", context)
         depth = len(Blocks(module).layers)
         count = self._count(depth, context)
         gone, why = self._choose(module, depth, count, context)
@@ -135,9 +137,11 @@ class Layers:
         """Recombine the layers of `module`, in place.
 
         Raises:
-            CompressionError: the model lacks a layer that the map names.
+            CompressionError: the model lacks a layer that the map names, was quantized before, or has weights that
+                are not finite.
             NothingCompressedError: the map is the model as it is.
         """
+        float_linears(module, "layers", context)
         order, depth = order_of(self.map), len(Blocks(module).layers)
         if max(order) >= depth:
             raise CompressionError(

@@ -180,7 +180,7 @@ def _twin(block: nn.Module) -> nn.Module:
 
 def _set_blocks(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
     parent, _, name = FAMILIES[Blocks(module).family].layers.rpartition(".")
-    setattr(module.get_submodule(parent), name, nn.ModuleList(blocks))
+    setattr(module.get_submodule(parent), name, nn.ModuleList(blocks).train(module.training))
 
 
 def _tell_layers(module: nn.Module, order: Sequence[int]) -> None:
