@@ -31,7 +31,7 @@ def float_linears(module: nn.Module, method: str, context: Context) -> dict[str,
         raise CompressionError(f"{method} on {context.label}: the model's blocks hold no linears to compress")
     for name, linear in linears.items():
         make_dense(linear)
-        if type(linear) is not nn.Linear or not linear.weight.is_floating_point():
+        if not is_plain(linear):
             raise CompressionError(
                 f"{method} on {context.label}: {name} is a plain float nn.Linear, "
                 f"got {_kind(linear)}; start from the float checkpoint"
@@ -101,8 +101,11 @@ def _eight_bit(linear: Any) -> torch.Tensor:  # noqa: ANN401  # bitsandbytes.nn.
 
 
 def _kind(linear: nn.Module) -> str:
-    dtype = getattr(getattr(linear, "weight", None), "dtype", None)
-    return type(linear).__name__ if dtype is None else f"{type(linear).__name__} in {dtype}"
+    weight = getattr(linear, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return type(linear).__name__
+    layout = f" with {type(weight).__name__}" if hasattr(weight, "__tensor_flatten__") else ""
+    return f"{type(linear).__name__}{layout} in {weight.dtype}"
 
 
 def check_forward(module: nn.Module, method: str, context: Context) -> None:
