@@ -96,3 +96,12 @@ def test_inputs_that_are_not_finite_are_refused(value):
         CompressionError, match=r"^gptq on a: b: what enters .* is finite, got NaN or infinity; "
     ):
         inverse_factor(matrix, 0.01, "gptq on a: b")
+
+
+def test_a_matrix_that_no_damping_helps_is_refused():
+    """A mean of outer products is never like this; one that is summed up badly could be."""
+    with pytest.raises(
+        CompressionError,
+        match=r"^gptq on a: b: a Hessian that is damped by 10 means of its diagonal is positive definite, got ",
+    ):
+        inverse_factor(torch.tensor([[1.0, 100.0], [100.0, 1.0]]), 0.01, "gptq on a: b")
