@@ -105,6 +105,7 @@ QUANTIZERS: Final = (
         "8-bit weights and activations, after moving outliers from these into those",
         ("alpha", "samples"),
         QUANTIZE,
+        extra="torchao",
     ),
     Spec(
         "int8-dynamic",
