@@ -207,10 +207,9 @@ def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     together, whole_bytes, word = _period(bits)
     groups = functional.pad(packed, (0, -width % whole_bytes)).reshape(rows, -1, whole_bytes).to(word)
     places = torch.arange(whole_bytes, device=packed.device, dtype=word) * 8
-    words = (groups << places).sum(dim=-1, keepdim=True, dtype=word)
-    shifts = torch.arange(together, device=packed.device, dtype=word) * bits
-    codes = ((words >> shifts) & (2**bits - 1)).to(torch.uint8).reshape(rows, -1)
-    return codes[:, :columns].contiguous()
+    words = (groups << places).sum(dim=-1, dtype=word)
+    codes = torch.stack([(words >> bits * at) & (2**bits - 1) for at in range(together)], dim=-1)
+    return codes.to(torch.uint8).reshape(rows, -1)[:, :columns].contiguous()
 
 
 def packed_columns(columns: int, bits: int) -> int:
