@@ -92,6 +92,8 @@ def visits(module: nn.Module, windows: torch.Tensor, context: Context, method: s
         context.tell(f"{method}: layer {index + 1} of {len(arguments)}")
         visit = Visit(layer, hidden, arguments[index])
         yield visit
+        if index + 1 == len(arguments):
+            return  # nobody reads what the last block gives
         visit.layer = Blocks(module).layers[index]  # its linears may have been replaced
         for position, states in enumerate(hidden):  # in place, so that two sets are never held
             hidden[position] = visit.run(states)
