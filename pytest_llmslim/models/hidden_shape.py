@@ -54,7 +54,8 @@ def keep_hidden(module: nn.Module, channels: Sequence[int]) -> None:
         ModelError: channels that are not there or are repeated, heads that do not fill the new width where they
             have to, embeddings of another width, norms without a scale, or linears that are quantized.
     """
-    _check(module, channels)
+    check_hidden(module)
+    _check_channels(module, channels)
     width, index = hidden_width(module), torch.tensor(sorted(channels), device=module.device)
     factor = (width / len(index)) ** 0.5
     tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
@@ -62,8 +63,8 @@ def keep_hidden(module: nn.Module, channels: Sequence[int]) -> None:
     shrinks = [_cut_embedding(part, index) for part in module.modules() if isinstance(part, nn.Embedding)]
     for layer in Blocks(module).layers:
         _cut_linears(module, layer, index)
-        reads = {norm.name.rpartition(".")[2] for norm in layer.norms}
-        for name, norm in _norms(layer.module):
+        reads = {norm.name for norm in layer.norms}
+        for name, norm in _norms(module, layer):
             # and what its other norms write shrinks likewise, when their scale stays as it is
             scale = 1.0 if any(shrinks) and name not in reads else factor
             _cut_norm(norm, index, scale, unit_offset=_unit_offset(module))
@@ -73,28 +74,21 @@ def keep_hidden(module: nn.Module, channels: Sequence[int]) -> None:
     _tell(module, width, len(index))
 
 
-def _unit_offset(module: nn.Module) -> bool:
-    """Whether norms multiply by 1 + weight."""
-    return FAMILIES[module.config.model_type].unit_offset
+def check_hidden(module: nn.Module) -> None:
+    """Refuse models whose hidden state cannot be cut, whatever the channels.
 
-
-def _check(module: nn.Module, channels: Sequence[int]) -> None:
+    Raises:
+        ModelError: embeddings of another width (opt-350m), norms without a scale, or linears that are quantized.
+    """
     width = hidden_width(module)
-    if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(range(width)):
-        raise ModelError(
-            f"the hidden channels to keep are some of 0 to {width - 1}, each once, got {list(channels)}; "
-            "name those that are there"
-        )
     embedded = getattr(module.config, "word_embed_proj_dim", width)
     if embedded != width:
         raise ModelError(
             f"the hidden state is cut where embeddings are as wide as it is ({width}), got {embedded}; "
             "cut the width of layers instead"
         )
-    for layer in Blocks(module).layers:
-        for name, linear in layer.linears.items():
-            dense(linear, name, "hidden channels")
-        _check_heads(module, layer, len(channels))
+    for name, linear in Blocks(module).linears().items():
+        dense(linear, name, "hidden channels")
     if any(isinstance(part, nn.LayerNorm) and part.weight is None for part in module.modules()):
         raise ModelError(
             "the hidden state is cut where norms have a scale to correct, got a norm without; "
@@ -102,13 +96,33 @@ def _check(module: nn.Module, channels: Sequence[int]) -> None:
         )
 
 
-def _check_heads(module: nn.Module, layer: Layer, count: int) -> None:
-    attention = layer.attention
-    if not states_head_dim(module) and attention.heads * attention.head_dim != count:
+def hidden_norms(module: nn.Module) -> list[nn.Module]:
+    """All norms of the hidden state, those of blocks first."""
+    blocks = [norm for layer in Blocks(module).layers for _, norm in _norms(module, layer)]
+    return blocks + _last_norms(module)
+
+
+def _check_channels(module: nn.Module, channels: Sequence[int]) -> None:
+    width = hidden_width(module)
+    if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(range(width)):
         raise ModelError(
-            f"the heads of {module.config.model_type} fill the hidden state, got {attention.heads} heads of "
-            f"{attention.head_dim} for {count} channels in layer {layer.index}; remove heads as well"
+            f"the hidden channels to keep are some of 0 to {width - 1}, each once, got {list(channels)}; "
+            "name those that are there"
         )
+    if states_head_dim(module):
+        return
+    for layer in Blocks(module).layers:
+        attention = layer.attention
+        if attention.heads * attention.head_dim != len(channels):
+            raise ModelError(
+                f"the heads of {module.config.model_type} fill the hidden state, got {attention.heads} heads of "
+                f"{attention.head_dim} for {len(channels)} channels in layer {layer.index}; remove heads as well"
+            )
+
+
+def _unit_offset(module: nn.Module) -> bool:
+    """Whether norms multiply by 1 + weight."""
+    return FAMILIES[module.config.model_type].unit_offset
 
 
 def _cut_embedding(embedding: nn.Embedding, index: torch.Tensor) -> bool:
@@ -142,9 +156,12 @@ def _cut_norm(norm: nn.Module, index: torch.Tensor, factor: float, *, unit_offse
         norm.normalized_shape = (len(index),)
 
 
-def _norms(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The norms of the hidden state in a block; those of heads are inside its attention."""
-    yield from ((name, part) for name, part in block.named_children() if _is_norm(part))
+def _norms(module: nn.Module, layer: Layer) -> Iterator[tuple[str, nn.Module]]:
+    """The norms of the hidden state in a block, by dotted name; those of heads are inside its attention."""
+    prefix = f"{FAMILIES[module.config.model_type].layers}.{layer.index}"
+    for name, part in layer.module.named_children():
+        if _is_norm(part):
+            yield f"{prefix}.{name}", part
 
 
 def _last_norms(module: nn.Module) -> list[nn.Module]:
