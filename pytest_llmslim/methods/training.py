@@ -2,7 +2,8 @@
 
 transformers' Trainer keeps its optimizer in pickles, which are never loaded here; so this loop is our own. What a
 step draws depends on the seed and the number of the step alone, so a training that went on after an interruption
-gives the same weights as one that did not stop.
+gives the same weights as one that did not stop. Modules stay in eval mode, so that no dropout draws from a global
+state: a course is short and sees little text twice.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ EVERY_S = 30.0
 _CLIP = 1.0  # largest norm of the gradient
 _WARM = 0.1  # share of the steps in which the rate rises
 _LAST = 0.1  # share of the rate that is left at the end
+_HALF = ".part"  # ends the name of a checkpoint that is being written
+_STATE = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter that ever had a gradient
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def train(
 
     Args:
         method: as written in the recipe, for messages.
-        module: what holds the parameters; its weights are part of what a checkpoint is known by.
+        module: in eval mode; what holds the parameters; its weights are part of what a checkpoint is known by.
         parameters: what to train, by name; float32.
         loss: see `Loss`. Whatever it draws comes from the generator it is given.
         course: steps, batch and rate.
@@ -124,7 +127,7 @@ def train(
         keep_zeros: off for parameters that begin at zero.
 
     Raises:
-        CompressionError: the loss is not finite.
+        CompressionError: the loss or its gradient is not finite.
     """
     masks = {
         name: p.detach() != 0
@@ -136,20 +139,20 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=course.rate, weight_decay=0.0, betas=(0.9, 0.95))
     shelf = _Shelf.of(method, module, course, context, identity)
     begin, losses = shelf.take(parameters, optimizer) if shelf else (0, [])
+    module.eval()
     try:
         for step in range(begin, course.steps):
             generator = torch.Generator().manual_seed(_seed(context.seed, step))
             value = loss(step, generator)
-            if not torch.isfinite(value):
-                raise CompressionError(
-                    f"{method} on {context.label}: the loss is a finite number, got {float(value)} at step "
-                    f"{step + 1} of {course.steps}; lower rate"
-                )
-            _step(optimizer, value, course.rate_at(step), parameters, masks)
-            losses.append(float(value))
+            told = f"{method} on {context.label}", f"at step {step + 1} of {course.steps}; lower rate"
+            _check_finite("the loss is a finite number", value, told)
+            norm = _gradients(optimizer, value, parameters)
+            _check_finite("the norm of the gradient is a finite number", norm, told)
+            _step(optimizer, course.rate_at(step), parameters, masks)
+            losses.append(float(value.detach()))
             context.tell(f"{method}: step {step + 1} of {course.steps}, loss {losses[-1]:.3g}")
-            if shelf:
-                shelf.put(step + 1, parameters, optimizer, losses)
+            if shelf and (trouble := shelf.put(parameters, optimizer, losses)):
+                context.tell(f"{method}: no checkpoint, {trouble}")
     finally:
         optimizer.zero_grad(set_to_none=True)
         for parameter in parameters.values():
@@ -177,22 +180,39 @@ def _seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:7], "big")
 
 
+def _check_finite(rule: str, value: torch.Tensor, told: tuple[str, str]) -> None:
+    if not torch.isfinite(value):
+        raise CompressionError(f"{told[0]}: {rule}, got {float(value.detach())} {told[1]}")
+
+
+def _gradients(
+    optimizer: torch.optim.Optimizer, value: torch.Tensor, parameters: Mapping[str, torch.nn.Parameter]
+) -> torch.Tensor:
+    """Fill the gradients of `value`, clipped; returns their norm before."""
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    return torch.nn.utils.clip_grad_norm_(list(parameters.values()), _CLIP)
+
+
 def _step(
     optimizer: torch.optim.Optimizer,
-    value: torch.Tensor,
     rate: float,
     parameters: Mapping[str, torch.nn.Parameter],
     masks: Mapping[str, torch.Tensor],
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    torch.nn.utils.clip_grad_norm_(list(parameters.values()), _CLIP)
     optimizer.step()
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].mul_(mask)
+
+
+def _text_hash(context: Context) -> str:
+    """Of the first windows; more of them begin with these."""
+    if context.calibration is None:
+        return ""
+    return hashlib.sha256(context.calibration.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 @dataclass
@@ -208,7 +228,8 @@ class _Shelf:
     ) -> _Shelf | None:
         if context.checkpoints is None:
             return None
-        known = f"{method} {identity} {course} {context.seed} {context.device} {weights_hash(module)}"
+        run = f"{method} {identity} {course} {context.seed} {context.device}"
+        known = f"{run} {_text_hash(context)} {weights_hash(module)}"
         name = "".join(c if c.isalnum() else "-" for c in method)
         digest = hashlib.sha256(known.encode()).hexdigest()[:16]
         return cls(context.checkpoints / f"{name}-{digest}.safetensors", time.monotonic())
@@ -216,46 +237,49 @@ class _Shelf:
     def take(
         self, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> tuple[int, list[float]]:
-        """Put back what was saved: the step to go on with and the losses so far. An unreadable file is as none."""
+        """Put back what was saved: the step to go on with and the losses so far. What does not fit is as none."""
         try:
             with safe_open(self.file, framework="pt") as stored:
                 notes = stored.metadata()
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # no mapping
-        except (OSError, SafetensorError):
+            losses = json.loads(notes["losses"])
+            fits = all(tensors[f"weight {name}"].shape == p.shape for name, p in parameters.items())
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return 0, []
-        step = int(notes["step"])
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"weight {name}"])
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": tensors[f"mean {name}"].to(parameter.device),
-                    "exp_avg_sq": tensors[f"square {name}"].to(parameter.device),
-                }
-        return step, json.loads(notes["losses"])
+        if not fits:
+            return 0, []
+        for name, parameter in parameters.items():
+            parameter.data.copy_(tensors[f"weight {name}"])
+            if f"step {name}" in tensors:
+                state = {part: tensors[f"{part} {name}"].to(parameter.device) for part in _STATE}
+                optimizer.state[parameter] = {**state, "step": state["step"].cpu()}
+        return len(losses), losses
 
     def put(
         self,
-        step: int,
         parameters: Mapping[str, torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         losses: list[float],
-    ) -> None:
-        """Save, if the last time is long ago."""
+    ) -> str:
+        """Save, if the last time is long ago; returns why that failed, if it did."""
         if time.monotonic() - self.last < EVERY_S:
-            return
-        tensors = {}
-        for name, parameter in parameters.items():
-            state = optimizer.state[parameter]
-            tensors[f"weight {name}"] = parameter.detach().cpu().contiguous()
-            tensors[f"mean {name}"] = state["exp_avg"].cpu().contiguous()
-            tensors[f"square {name}"] = state["exp_avg_sq"].cpu().contiguous()
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        half = self.file.with_suffix(".part")
-        save_file(tensors, half, metadata={"step": str(step), "losses": json.dumps(losses)})
-        os.replace(half, self.file)
+            return ""
         self.last = time.monotonic()
+        tensors = {f"weight {name}": parameter.detach() for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            for part, tensor in optimizer.state.get(parameter, {}).items():
+                tensors[f"{part} {name}"] = tensor
+        stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        half = self.file.with_suffix(f".{os.getpid()}{_HALF}")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(stored, half, metadata={"losses": json.dumps(losses)})
+            os.replace(half, self.file)
+        except (OSError, SafetensorError) as error:
+            return str(error)
+        return ""
 
     def clear(self) -> None:
-        """The training has ended: nothing is left to go on with."""
-        self.file.unlink(missing_ok=True)
+        """The training has ended: nothing is left to go on with, nor what a process that was killed began."""
+        for file in (self.file, *self.file.parent.glob(f"{self.file.stem}.*{_HALF}")):
+            file.unlink(missing_ok=True)
