@@ -27,7 +27,7 @@ from pytest_llmslim.methods.low_rank import LowRank, merge
 from pytest_llmslim.methods.parameters import check_choice, check_number
 from pytest_llmslim.methods.requantize import requantized, requantizes
 from pytest_llmslim.methods.semi_structured import make_dense, speed_up
-from pytest_llmslim.methods.token_loss import Piece, cross_entropy, kl, mean_loss
+from pytest_llmslim.methods.token_loss import cross_entropy, divergence, mean_loss, reference_for
 from pytest_llmslim.methods.training import Course, batch_of, train
 from pytest_llmslim.models.blocks import Blocks
 from pytest_llmslim.models.storage import weights_hash
@@ -150,7 +150,7 @@ class LoRA:
         context: Context,
     ) -> tuple[Trained, str]:
         """How the training went, and what was learnt from."""
-        teacher = _teacher(module, context)
+        teacher = reference_for(module, context)
         told = weights_hash(teacher) if teacher is not None and context.checkpoints else ""
         parameters = {
             f"{name}.{factor}": getattr(term, factor)
@@ -161,7 +161,7 @@ class LoRA:
         def loss(step: int, _generator: torch.Generator) -> torch.Tensor:
             batch = batch_of(windows, self._course, step, context.seed)
             return mean_loss(
-                cross_entropy if teacher is None else _divergence, module, batch, teacher=teacher
+                cross_entropy if teacher is None else divergence, module, batch, teacher=teacher
             )
 
         trained = train(
@@ -175,19 +175,6 @@ class LoRA:
             keep_zeros=False,
         )
         return trained, "the text" if teacher is None else "the uncompressed model"
-
-
-def _divergence(piece: Piece) -> torch.Tensor:
-    """KL(teacher || student) of each prediction [n], in nats."""
-    return kl(piece.teacher.log_softmax(-1), piece.student.log_softmax(-1))
-
-
-def _teacher(module: nn.Module, context: Context) -> nn.Module | None:
-    """The reference, if it has the vocabulary of the candidate."""
-    if context.reference is None:
-        return None
-    sizes = [each.get_output_embeddings().weight.shape[0] for each in (module, context.reference)]
-    return context.reference if sizes[0] == sizes[1] else None
 
 
 def _settled(term: LowRank, *, merging: bool, dtype: torch.dtype) -> nn.Module:
