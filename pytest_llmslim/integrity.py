@@ -145,6 +145,8 @@ def _seen(weights: list[_Weight], sizes: _Sizes, replaced: _Replaced) -> tuple[S
         return "simulated", f"{share} are zeroed but stored and multiplied in full"
     if replaced and sizes.candidate_bytes == sizes.reference_bytes:
         return "compressed", _modules(replaced)
+    if sizes.candidate_parameters > sizes.reference_parameters:
+        return "changed", "the model got larger"
     return "changed", f"{len(weights)} weights have other values and none is smaller"
 
 
