@@ -2,6 +2,8 @@
 
     pytest suites/test_standalone.py --llm-model MODEL --llm-profile balanced
 
+The methods that train for longer are in `suites/trained.py`.
+
 measures quality, time, energy and size of each candidate next to the original, and ranks them by `opt`.
 A lossy method is a result here and no failure: the gate of this suite is the stored baseline, and whatever
 thresholds you give (`--llm-max-perplexity-increase 3%`).
@@ -13,13 +15,32 @@ import pytest
 
 STANDALONE = (
     "identity",  # the control: a candidate equal to its reference, whose every ratio has to be 1
+    # quantized by kernels that are there
     "int8",  # LLM.int8(): 8-bit weights, outlier activations apart
     "int4",  # 4-bit NormalFloat
     "fp4",  # 4-bit floating point
+    "int8-fbgemm",  # 8-bit weights and activations, by torch
+    "int8-dynamic",  # the same by torchao
+    "smoothquant",  # the same after outliers moved from activations into weights
+    # on integer grids; packed bytes are real, speed is not
+    "rtn",  # round to nearest, 4 bits
+    "gptq",  # the rest makes up for what rounding loses
+    "awq",  # channels with large activations are scaled up first
+    # with zeros
     "magnitude(sparsity=0.5)",  # half of every linear's weights, the smallest, are zero
     "magnitude(pattern=2:4)",  # two of every four weights are zero
+    "wanda",  # half of the weights, by size and input
+    "wanda(pattern=2:4)",
+    "sparsegpt",  # half of the weights, and the rest makes up for them
+    "sparsegpt(pattern=2:4)",
+    # smaller shapes
     "ah90",  # without the heads that give one token more than 90 % of their attention
     "ah80",
+    "depth",  # without a quarter of the layers
+    "width",  # without a quarter of the feed-forward channels
+    "hidden",  # without a quarter of the hidden state
+    # trained
+    "kd",  # half of the layers, taught by the original
 )
 
 
