@@ -51,6 +51,11 @@ class Attention(ABC):
         """Key/value heads that are left: as many as there are groups."""
 
     @property
+    @abstractmethod
+    def inputs(self) -> dict[str, int]:
+        """Attributes of the projections whose rows are heads, and into how many equal parts the rows fall."""
+
+    @property
     def groups(self) -> int:
         """Query heads that share one key/value head."""
         return self.heads // self.kv_heads
@@ -89,8 +94,12 @@ class Attention(ABC):
         kept = [group for group in range(self.kv_heads) if group not in groups]
         heads = [group * self.groups + member for group in kept for member in range(self.groups)]
         self._shrink(heads, kept)
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell the forward how many heads the projections have; call it after resizing them by hand."""
         if self._heads:
-            setattr(self.module, self._heads, len(heads))
+            setattr(self.module, self._heads, self.heads)
 
     @abstractmethod
     def _shrink(self, heads: list[int], kv_heads: list[int]) -> None:
@@ -111,6 +120,11 @@ class SplitAttention(Attention):
     """Query, key and value have a linear each: OPT, Llama and its relatives."""
 
     @property
+    def inputs(self) -> dict[str, int]:
+        """Three linears of one part each."""
+        return {"q_proj": 1, "k_proj": 1, "v_proj": 1}
+
+    @property
     def kv_heads(self) -> int:
         """Key/value heads that are left."""
         return int(self.module.k_proj.out_features) // self.head_dim
@@ -126,6 +140,11 @@ class FusedAttention(Attention):
     """One linear gives query, key and value, in this order: GPT-2."""
 
     @property
+    def inputs(self) -> dict[str, int]:
+        """One linear of three parts."""
+        return {"c_attn": 3}
+
+    @property
     def kv_heads(self) -> int:
         """As many as query heads."""
         return self.heads
@@ -135,7 +154,11 @@ class FusedAttention(Attention):
         fused = [part * count + head for part in range(3) for head in heads]
         _keep(self.module.c_attn, fused, self.head_dim, dimension=0)
         self._keep_output(heads)
-        self.module.split_size = len(heads) * self.head_dim
+
+    def tell(self) -> None:
+        """As above, and where the fused output is split."""
+        super().tell()
+        self.module.split_size = self.heads * self.head_dim
 
 
 def _columns(heads: list[int], head_dim: int, device: torch.device) -> torch.Tensor:

@@ -10,9 +10,12 @@ from torch import nn
 
 from pytest_llmslim.errors import ModelError, SettingError
 from pytest_llmslim.models import folder, gguf
+from pytest_llmslim.models.card import key_value_groups
 from pytest_llmslim.models.conv1d import from_conv1d
+from pytest_llmslim.models.head_padding import cut_padding
 from pytest_llmslim.models.quiet import quiet
 from pytest_llmslim.models.sources import Kind, resolve
+from pytest_llmslim.models.storage import stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,6 +73,9 @@ def load_model(
         module = module.to(place)
     check_finite(module, name)
     from_conv1d(module)
+    groups = key_value_groups(source.path, name) if source.kind == "folder" else None
+    if groups is not None:
+        cut_padding(module, groups)
     check_vocabulary(module, tokenizer, name)
     family = str(module.config.model_type)
     return LoadedModel(
@@ -83,7 +89,7 @@ def check_finite(module: nn.Module, name: str) -> None:
     Raises:
         ModelError: names the first such tensor.
     """
-    for label, weight in module.named_parameters():
+    for label, weight in stored_tensors(module):  # torchao's tensors cannot be added up, what they hold can
         # A sum in double precision cannot overflow, and is one pass without a mask in memory.
         if weight.is_floating_point() and not torch.isfinite(weight.sum(dtype=torch.float64)):
             raise ModelError(
