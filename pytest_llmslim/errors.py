@@ -21,6 +21,10 @@ class RecipeError(SlimError, ValueError):
     """A recipe does not parse, names an unknown method, or orders its steps so that they cannot work."""
 
 
+class MissingPackageError(RecipeError):
+    """A method needs a package that is not installed."""
+
+
 class CompressionError(SlimError):
     """A method refused the model, or failed on it."""
 

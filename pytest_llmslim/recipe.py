@@ -16,7 +16,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
-from pytest_llmslim.errors import RecipeError
+from pytest_llmslim.errors import MissingPackageError, RecipeError
 from pytest_llmslim.registry import DISTIL, NAME, PRUNE, QUANTIZE, RECOVER, SPARSIFY, Registry, Spec
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def instantiate(step: Step, registry: Registry) -> Method:
             f"method {spec.name!r} from {spec.origin} does not take the parameters its spec declares: {error}"
         ) from error
     except ImportError as error:  # of what the method needs only when it is used
-        raise RecipeError(_import_failure(spec, error)) from error
+        raise _import_failure(spec, error) from error
     if not callable(getattr(method, "compress", None)):
         raise RecipeError(
             f"method {spec.name!r} from {spec.origin} points to {spec.target}, "
@@ -114,22 +114,22 @@ def _load(spec: Spec) -> type:
     try:
         return cast("type", getattr(importlib.import_module(module), attribute))
     except ImportError as error:
-        raise RecipeError(_import_failure(spec, error)) from error
+        raise _import_failure(spec, error) from error
     except AttributeError as error:
         raise RecipeError(
             f"method {spec.name!r} from {spec.origin} has the target {spec.target}, but {error}"
         ) from error
 
 
-def _import_failure(spec: Spec, error: ImportError) -> str:
+def _import_failure(spec: Spec, error: ImportError) -> RecipeError:
     package = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package not in sys.modules:
         wanted = f"'pytest-llmslim[{spec.extra}]'" if spec.extra else package
-        return (
+        return MissingPackageError(
             f"method {spec.name!r} needs the Python package {package}, which is not installed; "
             f"run: pip install {wanted}"
         )
-    return (
+    return RecipeError(
         f"method {spec.name!r} from {spec.origin} cannot be imported: {error}; "
         "reinstall the package that is named there"
     )

@@ -2,11 +2,9 @@
 
     pytest suites/test_standalone.py --llm-model MODEL --llm-profile balanced
 
-The methods that train for longer are in `suites/trained.py`.
-
 measures quality, time, energy and size of each candidate next to the original, and ranks them by `opt`.
 A lossy method is a result here and no failure: the gate of this suite is the stored baseline, and whatever
-thresholds you give (`--llm-max-perplexity-increase 3%`).
+thresholds you give (`--llm-max-perplexity-increase 3%`). Methods that train for minutes are in `suites/trained.py`.
 """
 
 from __future__ import annotations
