@@ -26,9 +26,15 @@ _UNEVEN: Final = (
 _LEVELS_256: Final = (
     (
         "idempotent",
-        "codes are -128 to 127 of a range that is symmetric about -0.5: the largest weight is cut each time",
+        "codes -128 to 127 are 2/255 of the largest weight apart, so they cut it a little each time",
     ),
-    ("sign-equivariant", "codes are -128 to 127, so the largest weight is cut when it is positive only"),
+    ("sign-equivariant", "codes are -128 to 127, so the largest weight is cut only when it is positive"),
+)
+_NO_CHECKPOINT: Final = (
+    (
+        "survives-save-and-load",
+        "transformers cannot load torch.ao's packed linears, so saving them is refused",
+    ),
 )
 _SEARCHED: Final = (
     "channels are scaled by what a search on calibration text finds, before weights are rounded"
@@ -114,6 +120,7 @@ QUANTIZERS: Final = (
         (),
         QUANTIZE,
         extra="torchao",
+        waives=_LEVELS_256,
     ),
     Spec(
         "int8-weight",
@@ -122,6 +129,7 @@ QUANTIZERS: Final = (
         (),
         QUANTIZE,
         extra="torchao",
+        waives=_LEVELS_256,
     ),
     Spec(
         "int8-fbgemm",
@@ -129,7 +137,7 @@ QUANTIZERS: Final = (
         "8-bit weights and activations by torch's own quantize_dynamic, CPU only",
         (),
         QUANTIZE,
-        waives=_LEVELS_256,
+        waives=(*_LEVELS_256, *_NO_CHECKPOINT),
     ),
     Spec(
         "qat",

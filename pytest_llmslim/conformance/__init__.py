@@ -24,7 +24,6 @@ from pytest_llmslim.conformance.pruners import PrunerInvariants
 from pytest_llmslim.conformance.quantizers import QuantizerInvariants
 from pytest_llmslim.conformance.recovery import RecoveryInvariants
 from pytest_llmslim.conformance.sparsifiers import SparsifierInvariants
-from pytest_llmslim.registry import DISTIL, PRUNE, QUANTIZE, RECOVER, SPARSIFY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,19 +41,19 @@ __all__ = [
     "kind_of",
 ]
 
-KINDS: Final[Mapping[int, type[MethodInvariants]]] = {
-    DISTIL: DistillationInvariants,
-    PRUNE: PrunerInvariants,
-    SPARSIFY: SparsifierInvariants,
-    QUANTIZE: QuantizerInvariants,
-    RECOVER: RecoveryInvariants,
-}
-"""By a method's stage."""
+KINDS: Final = (
+    DistillationInvariants,
+    PrunerInvariants,
+    SparsifierInvariants,
+    QuantizerInvariants,
+    RecoveryInvariants,
+)
+"""One class for every stage."""
 
 
 def kind_of(stage: int | None) -> type[MethodInvariants]:
     """The class of invariants for methods of a stage of the registry."""
-    return MethodInvariants if stage is None else KINDS[stage]
+    return next((kind for kind in KINDS if kind.stage == stage), MethodInvariants)
 
 
 def invariants_of(kind: type[MethodInvariants]) -> dict[str, Callable[..., None]]:
@@ -66,7 +65,7 @@ def invariants_of(kind: type[MethodInvariants]) -> dict[str, Callable[..., None]
 
 INVARIANTS: Final[Mapping[str, str]] = {
     name: (inspect.getdoc(test) or "").partition("\n")[0]
-    for kind in KINDS.values()
+    for kind in KINDS
     for name, test in invariants_of(kind).items()
 }
 """What may be waived: each invariant's name and what it says."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from pytest_llmslim.methods import Context
 from pytest_llmslim.methods.linears import effective_weight
@@ -22,6 +25,7 @@ PLACE: Final = "model.layers.0.mlp.up_proj"
 WINDOWS, WINDOW = 16, 24
 _SPECIAL = 4  # token ids below are special
 _BOS = 0
+_NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,31 @@ def logits(module: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         output: torch.Tensor = module(input_ids=tokens()[-2:], use_cache=False).logits
     return output
+
+
+def divergence(module: nn.Module, reference: nn.Module) -> float:
+    """Mean over tokens of KL(reference || module) on the calibration text, in nats."""
+    with torch.no_grad():
+        wanted, got = (
+            each(input_ids=tokens(8), use_cache=False).logits.double().log_softmax(-1)
+            for each in (reference, module)
+        )
+    return float((wanted.exp() * (wanted - got)).sum(-1).mean())
+
+
+def near(wanted: torch.Tensor, got: torch.Tensor) -> bool:
+    """Whether logits are equal but for float errors, and for the epsilon of a norm over fewer channels."""
+    return wanted.shape == got.shape and float((wanted - got).abs().max()) <= _NEAR * float(
+        wanted.abs().max()
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word for every token id."""
+    words = {f"<{index}>": index for index in range(VOCABULARY)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<1>")), unk_token="<1>"
+    )
 
 
 def weight_of(linear: nn.Module) -> torch.Tensor:

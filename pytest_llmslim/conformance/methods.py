@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import re
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
@@ -18,6 +20,8 @@ from pytest_llmslim.conformance.subject import Subject, check_waives, resolve, s
 from pytest_llmslim.errors import NothingCompressedError, RecipeError, SlimError
 from pytest_llmslim.integrity import check
 from pytest_llmslim.models.blocks import Blocks
+from pytest_llmslim.models.loading import load_model
+from pytest_llmslim.models.saving import save
 from pytest_llmslim.models.storage import copy_model, weights_hash
 from pytest_llmslim.strategies.tiny import FAMILIES, Tiny
 from pytest_llmslim.strategies.weights import bad_weights
@@ -61,26 +65,29 @@ class MethodInvariants:
     """What every method keeps; subclass it in a test file, as `class TestMine(MethodInvariants)`.
 
     Attributes:
+        stage: the kind of step that a class is for.
         method: a recipe of one step, e.g. `mine(bits=4)`, or an instance.
         waives: invariants that the method does not keep, as pairs of name and reason; what the `Spec` waives counts
             too.
     """
 
+    stage: ClassVar[int | None] = None
     method: ClassVar[str | Method]
     waives: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @pytest.fixture(scope="class")
-    def subject(self, request: pytest.FixtureRequest) -> Subject:
+    @classmethod
+    def subject(cls, request: pytest.FixtureRequest) -> Subject:
         """The method under test."""
         from pytest_llmslim.collection import registry_for
         from pytest_llmslim.conformance import INVARIANTS
 
-        cls = request.cls
-        if not isinstance(cls.method, str):
-            found = Subject.of_method(cls.method, cls.waives)
-        else:
+        if isinstance(cls.method, str):
             found = resolve(cls.method, registry_for(request.node))
-            found = replace(found, waives={**found.waives, **dict(cls.waives)})
+        else:
+            found = Subject.of_method(cls.method)
+        stage = found.stage if cls.stage is None else cls.stage
+        found = replace(found, stage=stage, waives={**found.waives, **dict(cls.waives)})
         check_waives(found, tuple(INVARIANTS))
         return found
 
@@ -186,6 +193,26 @@ class MethodInvariants:
             )
 
         explore(subject.tinies(), one, first=subject.tiny)
+
+    @invariant
+    def test_survives_save_and_load(self, subject: Subject) -> None:
+        """A checkpoint of the result loads to the same logits."""
+        module = subject.example().module
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "saved"
+            try:
+                save(module, hosts.tokenizer(), folder, {})
+                loaded = load_model(str(folder), device="cpu", dtype="float32").module
+            except Exception as error:
+                said = f"a checkpoint can be saved and loaded, got {type(error).__name__}: {error}"
+                raise BrokenInvariantError(said) from error
+        wanted, got = hosts.logits(module)[0], hosts.logits(loaded)[0]
+        require(
+            hosts.near(wanted, got),
+            "a checkpoint gives the same logits, got others",
+            saved=wanted,
+            loaded=got,
+        )
 
     @invariant
     def test_every_family(self, subject: Subject) -> None:

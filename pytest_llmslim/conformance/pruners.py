@@ -10,12 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pytest_llmslim.conformance import hosts
-from pytest_llmslim.conformance.broken import explore, require
+from pytest_llmslim.conformance.broken import BrokenInvariantError, explore, require
 from pytest_llmslim.conformance.masking import masked
 from pytest_llmslim.conformance.methods import MethodInvariants, invariant
 from pytest_llmslim.models.conv1d import from_conv1d, to_conv1d
 from pytest_llmslim.models.quiet import quiet
 from pytest_llmslim.models.storage import copy_model, parameter_count
+from pytest_llmslim.registry import PRUNE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 _EXAMPLES = 10
 _LAYERS = (2, 4)
 _NEW_TOKENS = 4
-_NEAR = 1e-3
 
 
 class PrunerInvariants(MethodInvariants):
     """What a method that cuts shapes keeps, beside the invariants of every method."""
+
+    stage = PRUNE
 
     @invariant
     def test_fewer_parameters(self, subject: Subject) -> None:
@@ -76,7 +78,7 @@ class PrunerInvariants(MethodInvariants):
             if silenced is not None:
                 wanted, got = hosts.logits(silenced)[0], hosts.logits(module)[0]
                 require(
-                    _near(wanted, got),
+                    hosts.near(wanted, got),
                     "logits equal those of the uncut model with the same parts silenced, got others",
                     masked=wanted,
                     cut=got,
@@ -104,7 +106,7 @@ class PrunerInvariants(MethodInvariants):
         def one(_reference: nn.Module, module: nn.Module) -> None:
             wanted, got = hosts.logits(module)[0], hosts.logits(_reloaded(module))[0]
             require(
-                _near(wanted, got),
+                hosts.near(wanted, got),
                 "a checkpoint gives the same logits, got others",
                 saved=wanted,
                 loaded=got,
@@ -123,20 +125,13 @@ def _explore(subject: Subject, check: Callable[[nn.Module, nn.Module], None]) ->
     explore(subject.tinies(_LAYERS), one, _EXAMPLES, first=subject.tiny)
 
 
-def _near(wanted: torch.Tensor, got: torch.Tensor) -> bool:
-    """Equal but for float errors, and for the epsilon of a norm over fewer channels."""
-    return wanted.shape == got.shape and float((wanted - got).abs().max()) <= _NEAR * float(
-        wanted.abs().max()
-    )
-
-
 def _fresh(module: nn.Module) -> nn.Module:
     """A model that is made from nothing but the config."""
     try:
         made = AutoModelForCausalLM.from_config(copy.deepcopy(module.config))
     except Exception as error:
-        require(False, f"a model can be made from the config, got {type(error).__name__}: {error}")
-        raise
+        said = f"a model can be made from the config, got {type(error).__name__}: {error}"
+        raise BrokenInvariantError(said) from error
     from_conv1d(made)
     return made
 
@@ -147,15 +142,15 @@ def _shapes(module: nn.Module) -> dict[str, list[int]]:
 
 def _generated(module: nn.Module, *, use_cache: bool) -> list[int]:
     prompt = hosts.tokens(1)[:, :6]
-    with torch.no_grad(), quiet():
-        written = module.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=_NEW_TOKENS,
-            min_new_tokens=_NEW_TOKENS,
-            do_sample=False,
-            use_cache=use_cache,
-        )
+    options = {"max_new_tokens": _NEW_TOKENS, "min_new_tokens": _NEW_TOKENS, "do_sample": False}
+    try:
+        with torch.no_grad(), quiet():
+            mask = torch.ones_like(prompt)
+            written = module.generate(prompt, attention_mask=mask, use_cache=use_cache, **options)
+    except Exception as error:
+        how = "with" if use_cache else "without"
+        said = f"generating {how} the cache works, got {type(error).__name__}: {error}"
+        raise BrokenInvariantError(said) from error
     return [int(token) for token in written[0, prompt.shape[1] :]]
 
 
@@ -168,7 +163,7 @@ def _reloaded(module: nn.Module) -> nn.Module:
             saved.save_pretrained(folder)
             loaded = AutoModelForCausalLM.from_pretrained(folder)
         except Exception as error:
-            require(False, f"a checkpoint can be saved and loaded, got {type(error).__name__}: {error}")
-            raise
+            said = f"a checkpoint can be saved and loaded, got {type(error).__name__}: {error}"
+            raise BrokenInvariantError(said) from error
     from_conv1d(loaded)
     return loaded.eval()

@@ -12,6 +12,7 @@ from pytest_llmslim.conformance.broken import explore, require
 from pytest_llmslim.conformance.methods import MethodInvariants, invariant
 from pytest_llmslim.errors import SlimError
 from pytest_llmslim.methods.grid import pack
+from pytest_llmslim.registry import QUANTIZE
 from pytest_llmslim.strategies.matrix import Matrix
 from pytest_llmslim.strategies.weights import DTYPES, KINDS, weights
 
@@ -33,6 +34,8 @@ class QuantizerInvariants(MethodInvariants):
     Its weights are read where they stand afterwards; the attribute `bits` of a method is how many bits a weight has,
     `group` how many neighbours share a scale (`None`: a row), and `grid.step(weight)` how far two levels lie apart.
     """
+
+    stage = QUANTIZE
 
     @invariant
     def test_weights_finite(self, subject: Subject) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_llmslim.conformance.broken import explore, require
 from pytest_llmslim.conformance.methods import MethodInvariants, invariant
+from pytest_llmslim.registry import SPARSIFY
 from pytest_llmslim.strategies.matrix import Matrix
 from pytest_llmslim.strategies.weights import DTYPES, weights
 
@@ -29,6 +30,8 @@ class SparsifierInvariants(MethodInvariants):
 
     Its parameters `sparsity` (a share) and `pattern` (`N:M`) are set in turn, where it has them.
     """
+
+    stage = SPARSIFY
 
     @invariant
     def test_ratio_exact(self, subject: Subject) -> None:

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 QUICK: Final[Mapping[str, object]] = {"steps": 2, "batch": 2, "samples": 2}
 """What is set for every method that declares such a parameter, unless the recipe gives it."""
 
-EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {"layers": {"map": "1"}}
+EXAMPLES: Final[Mapping[str, Mapping[str, object]]] = {
+    "layers": {"map": "1"},
+    "shear": {"inner": 64},
+    "sheared": {"inner": 64},
+}
 """For methods of ours that do nothing without a parameter."""
 
 _MULTIPLES: Final = (1, 8, 16, 32, 64, 128)
@@ -109,7 +113,7 @@ class Subject:
         )
 
     @classmethod
-    def of_method(cls, method: Method, waives: Iterable[tuple[str, str]] = ()) -> Subject:
+    def of_method(cls, method: Method) -> Subject:
         """An instance, of which the registry need not know; its parameters are its fields."""
         known: Any = method
         fields = dataclasses.fields(known) if dataclasses.is_dataclass(known) else ()
@@ -117,7 +121,6 @@ class Subject:
             title=type(method).__name__,
             make=lambda parameters: dataclasses.replace(known, **parameters) if parameters else method,
             parameters=tuple(each.name for each in fields if each.init),
-            waives=dict(waives),
         )
 
     def method(self, **changes: object) -> Method:
@@ -218,7 +221,7 @@ class Subject:
             except SlimError:
                 continue
             linear = module.get_submodule(hosts.PLACE)
-            if type(linear) is not torch.nn.Linear or not torch.equal(linear.weight, matrix.tensor):
+            if not torch.equal(hosts.weight_of(linear), matrix.tensor):
                 return multiple
         return _MULTIPLES[-1]
 
