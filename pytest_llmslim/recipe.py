@@ -123,7 +123,7 @@ def _load(spec: Spec) -> type:
 
 def _import_failure(spec: Spec, error: ImportError) -> RecipeError:
     package = (error.name or "").partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and package not in sys.modules:
+    if isinstance(error, ModuleNotFoundError) and sys.modules.get(package) is None:
         wanted = f"'pytest-llmslim[{spec.extra}]'" if spec.extra else package
         return MissingPackageError(
             f"method {spec.name!r} needs the Python package {package}, which is not installed; "
