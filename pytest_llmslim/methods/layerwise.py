@@ -7,7 +7,7 @@ give after they were compressed. This is the only place where calibrated methods
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _EnoughError(Exception):
-    """Ends a forward pass at the first block."""
+    """Ends a forward pass at a block."""
 
 
 @dataclass(slots=True, eq=False)
@@ -128,6 +128,8 @@ def _entrance(module: nn.Module, windows: torch.Tensor) -> tuple[list[torch.Tens
         def seen(_block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             kept = {name: value for name, value in named.items() if name != "hidden_states"}
             arguments[index] = _by_name(blocks[index], inputs[1:]) | kept
+            if index + 1 == len(blocks):
+                raise _EnoughError  # logits of a large vocabulary would be the largest tensor of all
 
         return seen
 
@@ -140,17 +142,16 @@ def _entrance(module: nn.Module, windows: torch.Tensor) -> tuple[list[torch.Tens
             block.register_forward_pre_hook(note(i), with_kwargs=True) for i, block in enumerate(blocks)
         ]
         try:
-            module(input_ids=windows[:1].to(device), use_cache=False)
+            with suppress(_EnoughError):
+                module(input_ids=windows[:1].to(device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
         last = blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
             for window in windows:
-                try:
+                with suppress(_EnoughError):
                     module(input_ids=window[None].to(device), use_cache=False)
-                except _EnoughError:
-                    continue
         finally:
             last.remove()
     return states, arguments
