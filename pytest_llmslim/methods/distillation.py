@@ -66,13 +66,13 @@ def course_for(method: Distillation, student: nn.Module) -> Course:
     return Course(method.steps, method.batch, rate)
 
 
-def texts(method: Distillation, context: Context, name: str) -> torch.Tensor:
+def texts(method: Distillation, context: Context, name: str, *, most: int = TEXTS) -> torch.Tensor:
     """Windows to learn from, int64 [n, window], on the device of the run.
 
     Raises:
         CompressionError: there is no text, or windows of fewer than two tokens.
     """
-    windows = context.windows(min(method.steps * method.batch, TEXTS))
+    windows = context.windows(min(method.steps * method.batch, most))
     if windows is None or windows.dim() != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         got = "none" if windows is None else f"shape {list(windows.shape)}"
         raise CompressionError(
@@ -89,8 +89,10 @@ def prompt_and_response(windows: torch.Tensor) -> tuple[int, int]:
     return prompt, min(RESPONSE, length - prompt)
 
 
-def learn(name: str, method: Method, pair: Pair, loss: Loss, course: Course, context: Context) -> Applied:
-    """Train all weights of the student by `loss`.
+def learn(
+    name: str, method: Method, pair: Pair, loss: Loss, course: Course, context: Context, *, before: int = 0
+) -> Applied:
+    """Train all weights of the student by `loss`, of which the first `before` steps are another one.
 
     Raises:
         CompressionError: the loss, or the trained model's logits, are not finite.
@@ -100,4 +102,12 @@ def learn(name: str, method: Method, pair: Pair, loss: Loss, course: Course, con
         parameters = dict(pair.student.named_parameters())
         trained = train(name, pair.student, parameters, loss, course, context, identity=identity)
     check_forward(pair.student, name, context)
-    return Applied(pair.student, f"{name}: {pair.sentence}, {trained.sentence}", resumed=trained.resumed)
+    said = trained.sentence
+    if before:
+        said = f"loss {trained.last:.3g} after {course.steps} steps, the first {before} by cross entropy"
+    return Applied(pair.student, f"{name}: {pair.sentence}, {said}", resumed=trained.resumed)
+
+
+def steps_before(course: Course) -> int:
+    """How many steps learn from the text alone, where the student writes later; at least one does not."""
+    return min(round(BEFORE * course.steps), course.steps - 1)

@@ -1,8 +1,9 @@
 """Generalised knowledge distillation (Agarwal et al. 2023, arXiv 2306.13649): on the student's own text.
 
 With the probability `on_policy` a step learns from continuations that the student has just written, else from the
-text. No gradient goes through the writing. The loss of every next token, with P the teacher and Q the student, is
-the generalised Jensen-Shannon divergence, equation 1 of the paper:
+text. No gradient goes through the writing. Most steps come before and learn by cross entropy on the text
+(`distillation.BEFORE`), as the paper's student is fine-tuned first. The loss of every next token, with P the teacher
+and Q the student, is the generalised Jensen-Shannon divergence, equation 1 of the paper:
 
     JSD_b(P, Q) = b * KL(P || M) + (1 - b) * KL(Q || M)   with   M = b * P + (1 - b) * Q
 
@@ -20,8 +21,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_llmslim.methods import distillation as dis
-from pytest_llmslim.methods.distillation import check_course, course_for, learn, prompt_and_response, texts
+from pytest_llmslim.methods.distillation import (
+    check_course,
+    course_for,
+    learn,
+    prompt_and_response,
+    steps_before,
+    texts,
+)
 from pytest_llmslim.methods.generation import sample
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.methods.student import AUTO, check_student, pair
@@ -41,7 +48,7 @@ class GKD:
     Args:
         student: `auto`, `half`, `same`, a shape like `layers=2`, a folder or an id; see `methods.student`.
         beta: from 0, forward KL, to 1, reverse KL.
-        on_policy: probability that a step learns from the student's own text, from 0 to 1.
+        on_policy: probability that a step learns from the student's own text, from 0 to 1, once it can write.
         temperature: of both distributions in the loss, above 0; the student writes at temperature 1.
         steps: optimizer steps.
         batch: windows of text, or prompts, a step.
@@ -55,7 +62,7 @@ class GKD:
     beta: float = 0.5
     on_policy: float = 0.5
     temperature: float = 1.0
-    steps: int = 240
+    steps: int = 300
     batch: int = 2
     rate: float | None = None
 
@@ -75,18 +82,19 @@ class GKD:
         windows = texts(self, context, "gkd")
         pupil = pair(self.student, module, context, "gkd")
         course = course_for(self, pupil.student)
+        before = steps_before(course)
         prompt, response = prompt_and_response(windows)
 
         def loss(step: int, generator: torch.Generator) -> torch.Tensor:
             tokens, given = batch_of(windows, course, step, context.seed), 1
-            if step < dis.BEFORE * course.steps:
+            if step < before:
                 return mean_loss(cross_entropy, pupil.student, tokens)
             if torch.rand((), generator=generator) < self.on_policy:
                 tokens = sample(pupil.student, tokens[:, :prompt], response, generator).tokens
                 given = prompt
             return mean_loss(self.cost, pupil.student, tokens, teacher=pupil.teacher, prompt=given)
 
-        return learn("gkd", self, pupil, loss, course, context)
+        return learn("gkd", self, pupil, loss, course, context, before=before)
 
     def cost(self, piece: Piece) -> torch.Tensor:
         """The loss of each prediction [n], in nats."""

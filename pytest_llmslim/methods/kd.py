@@ -9,9 +9,8 @@ T^2 makes up for the gradient of KL, which falls as 1 / T^2. SeqKD (Kim & Rush 2
 writes, the student learns that text by cross entropy. The paper takes the teacher's best translation by beam
 search; a continuation of running text has no best one, so the teacher's text is sampled here.
 
-trl's trainers want chat messages and its checkpoints are pickles, modelopt's KD fails on outputs of transformers
-(see `methods.training`): our own. Models stay in eval mode, without dropout: a course is short and sees little text
-twice, and a teacher's distribution is no label that could be learnt by heart.
+trl's trainers for it take chat messages or prompts, modelopt's KD fails on the outputs of transformers, and their
+checkpoints are pickles: our own. No dropout: see `methods.training`.
 """
 
 from __future__ import annotations
@@ -33,9 +32,11 @@ if TYPE_CHECKING:
 
     from pytest_llmslim.methods import Applied, Context
 
-SHARE = 8
 WRITTEN = 128
 """Texts that the teacher writes, at most."""
+
+GIVEN = 8
+"""One token of so many is given to it, at the beginning of a window; the rest it writes."""
 
 AT_ONCE = 32
 """Texts that it writes side by side."""
@@ -124,10 +125,10 @@ class SeqKD:
         Raises:
             CompressionError: no text, no such student, a quantized model, or a loss that is not finite.
         """
-        windows = texts(self, context, "seqkd")[:WRITTEN]
+        windows = texts(self, context, "seqkd", most=WRITTEN)
         pupil = pair(self.student, module, context, "seqkd")
         course = course_for(self, pupil.student)
-        prompt = max(1, windows.shape[1] // SHARE)
+        prompt = max(1, windows.shape[1] // GIVEN)
         written = write(pupil.teacher, windows, prompt, context)
 
         def loss(step: int, _generator: torch.Generator) -> torch.Tensor:

@@ -13,9 +13,9 @@ is -E_q[sum_t (R_t - 1) grad log q(y_t)]. The paper's three devices, section 2.2
 
 So the surrogate whose gradient is taken, a mean over tokens, is
 w_t * (KL(q_t || p_t) - R_{t+1} * log q(y_t)), with w and R as numbers; plus, as in the paper, the cross entropy of
-the text. Before it, for the first half of the steps, the student learns by that cross entropy alone: the paper's
-student is fine-tuned first, and what a truncated model writes is noise. PPO's clipping, for several updates on one
-sample, is left out, since each sample is used for one update; w_t is at most 1 / (1 - mix).
+the text. Most steps come before: they learn by that cross entropy alone (`distillation.BEFORE`), as the paper's
+student is fine-tuned first. PPO's clipping, for several updates on one sample, is left out, since each sample is
+used for one update; w_t is at most 1 / (1 - mix).
 
 trl has no MiniLLM any more (1.16) and the authors' code is bound to DeepSpeed: our own.
 """
@@ -27,8 +27,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_llmslim.methods import distillation as dis
-from pytest_llmslim.methods.distillation import check_course, course_for, learn, prompt_and_response, texts
+from pytest_llmslim.methods.distillation import (
+    check_course,
+    course_for,
+    learn,
+    prompt_and_response,
+    steps_before,
+    texts,
+)
 from pytest_llmslim.methods.generation import Sample, sample
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.methods.student import AUTO, check_student, pair
@@ -77,12 +83,13 @@ class MiniLLM:
         windows = texts(self, context, "minillm")
         pupil = pair(self.student, module, context, "minillm")
         course = course_for(self, pupil.student)
+        before = steps_before(course)
         prompt, response = prompt_and_response(windows)
 
         def loss(step: int, generator: torch.Generator) -> torch.Tensor:
             tokens = batch_of(windows, course, step, context.seed)
             text = mean_loss(cross_entropy, pupil.student, tokens)
-            if step < dis.BEFORE * course.steps:
+            if step < before:
                 return text
             written = sample(
                 pupil.student, tokens[:, :prompt], response, generator, teacher=pupil.teacher, mix=self.mix
@@ -92,7 +99,7 @@ class MiniLLM:
             )
             return reverse + text
 
-        return learn("minillm", self, pupil, loss, course, context)
+        return learn("minillm", self, pupil, loss, course, context, before=before)
 
 
 def policy(written: Sample, *, normalised: bool = True) -> Measure:

@@ -70,7 +70,7 @@ def pair(student: str, module: nn.Module, context: Context, method: str) -> Pair
 
     Raises:
         CompressionError: a quantized model, weights that are not finite, a student that equals the teacher, is
-            larger than the module, or has another vocabulary.
+            larger than what it is cut out of, or has another vocabulary or too few positions.
         ModelError: a folder or id that cannot be loaded.
     """
     float_linears(module, method, context)
@@ -84,10 +84,9 @@ def pair(student: str, module: nn.Module, context: Context, method: str) -> Pair
             "prune it in a step before, or choose student=half"
         )
     _check_vocabulary(learner, teacher, context, method)
-    layers, sizes = (len(Blocks(each).layers) for each in (learner, teacher)), ""
-    said = "student of {} of {} layers".format(*layers)
-    sizes = f"{parameter_count(learner):,} of {parameter_count(teacher):,} parameters"
-    return Pair(learner, teacher, f"{said}, {sizes}")
+    layers = "{} of {} layers".format(*(len(Blocks(each).layers) for each in (learner, teacher)))
+    sizes = "{} of {} parameters".format(*(parameter_count(each) for each in (learner, teacher)))
+    return Pair(learner, teacher, f"student of {layers}, {sizes}")
 
 
 @contextmanager
@@ -119,6 +118,12 @@ def _loaded(name: str, module: nn.Module, context: Context, method: str) -> nn.M
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
     loaded = load_model(name, device=context.device, dtype=dtype).module
     float_linears(loaded, method, context)
+    longest = getattr(loaded.config, "max_position_embeddings", None)
+    if longest is not None and context.calibration is not None and longest < context.calibration.shape[1]:
+        raise CompressionError(
+            f"{method} on {context.label}: a student reads windows of {context.calibration.shape[1]} tokens, got "
+            f"{longest} positions in {name}; choose another student or a smaller --llm-window"
+        )
     return loaded
 
 

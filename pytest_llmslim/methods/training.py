@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ _CLIP = 1.0  # largest norm of the gradient
 _WARM = 0.1  # share of the steps in which the rate rises
 _LAST = 0.1  # share of the rate that is left at the end
 _HALF = ".part"  # ends the name of a checkpoint that is being written
-_STATE = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter that ever had a gradient
+_COUNT = "step"
+_STATE = (_COUNT, "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter that ever had a gradient
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,8 @@ class _Shelf:
             with safe_open(self.file, framework="pt") as stored:
                 notes = stored.metadata()
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # no mapping
-            losses = json.loads(notes["losses"])
+            losses = [float(loss) for loss in json.loads(notes["losses"])]
+            states = {name: _state(tensors, name) for name in parameters}
             fits = all(tensors[f"weight {name}"].shape == p.shape for name, p in parameters.items())
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return 0, []
@@ -250,9 +253,9 @@ class _Shelf:
             return 0, []
         for name, parameter in parameters.items():
             parameter.data.copy_(tensors[f"weight {name}"])
-            if f"step {name}" in tensors:
-                state = {part: tensors[f"{part} {name}"].to(parameter.device) for part in _STATE}
-                optimizer.state[parameter] = {**state, "step": state["step"].cpu()}
+            state = {part: kept.to(parameter.device) for part, kept in states[name].items() if part != _COUNT}
+            if state:
+                optimizer.state[parameter] = {_COUNT: states[name][_COUNT], **state}
         return len(losses), losses
 
     def put(
@@ -282,4 +285,11 @@ class _Shelf:
     def clear(self) -> None:
         """The training has ended: nothing is left to go on with, nor what a process that was killed began."""
         for file in (self.file, *self.file.parent.glob(f"{self.file.stem}.*{_HALF}")):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
+
+
+def _state(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """What was kept of AdamW's state for one parameter: all of it, or nothing where it never had a gradient."""
+    begun = f"{_COUNT} {name}" in tensors
+    return {part: tensors[f"{part} {name}"] for part in _STATE} if begun else {}
