@@ -37,12 +37,21 @@ _NO_CHECKPOINT: Final = (
     ),
 )
 _SEARCHED: Final = (
-    "channels are scaled by what a search on calibration text finds, before weights are rounded"
+    "channels are scaled before weights are rounded, by what is best for a block's whole output"
 )
 _AWQ: Final = (
     ("half-a-step", f"{_SEARCHED}: the scale is part of the step"),
-    ("idempotent", f"{_SEARCHED}, and other scales are found for rounded weights"),
-    ("scale-equivariant", f"{_SEARCHED}, and others are found for other weights"),
+    ("idempotent", f"{_SEARCHED}; other scales are found for rounded weights"),
+    ("sign-equivariant", f"{_SEARCHED}, to which a linear of the other sign adds otherwise"),
+    ("scale-equivariant", f"{_SEARCHED}, in which a larger linear counts for more"),
+)
+_TRAINS: Final = "weights are trained before they are rounded"
+_QAT: Final = tuple(
+    (name, _TRAINS) for name in ("half-a-step", "idempotent", "sign-equivariant", "scale-equivariant")
+)
+_SMOOTHED: Final = (
+    *_LEVELS_256,
+    ("scale-equivariant", "how much a channel is scaled before rounding depends on the size of the weights"),
 )
 _COMPENSATES: Final = (("kept-untouched", "weights that stay make up for those that go"),)
 _HEADS_DIFFER: Final = (
@@ -112,6 +121,7 @@ QUANTIZERS: Final = (
         ("alpha", "samples"),
         QUANTIZE,
         extra="torchao",
+        waives=_SMOOTHED,
     ),
     Spec(
         "int8-dynamic",
@@ -145,6 +155,7 @@ QUANTIZERS: Final = (
         "trains with rounded weights, then rounds them",
         ("bits", "group", "symmetric", *_TRAINING),
         QUANTIZE,
+        waives=_QAT,
     ),
 )
 

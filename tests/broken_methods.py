@@ -246,9 +246,7 @@ class Teaches:
             KD(student=student, alpha=1.0, steps=self.steps, rate=self.rate).compress(module, context).module
         )
         if self.fault == "spoils" and self.steps > 1:
-            generator = torch.Generator().manual_seed(context.seed)
-            for linear in Blocks(module).linears().values():
-                linear.weight.data += torch.randn(linear.weight.shape, generator=generator)
+            module.get_output_embeddings().weight.data *= -10
         return Applied(module, "Teaches: done")
 
 

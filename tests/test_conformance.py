@@ -103,7 +103,7 @@ FAULTY = [
         broken.Teaches(fault="spoils"),
         DISTIL,
         "training-helps",
-        "the divergence from the teacher falls in 24 steps, got",
+        "training makes something smaller in 24 steps, got",
     ),
     (broken.Careless("draws"), None, "deterministic", "one seed gives one result, got other weights"),
     (

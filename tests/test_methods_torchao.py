@@ -26,7 +26,7 @@ TORCHAO = ("int8-dynamic", "int8-weight")
 
 
 def method(name):
-    if name in TORCHAO:
+    if name in (*TORCHAO, "smoothquant"):
         pytest.importorskip("torchao", reason="the extra torchao is not installed")
     elif torch.backends.quantized.engine not in ("fbgemm", "x86", "onednn"):
         pytest.skip("torch has no such kernels for this processor")
@@ -101,7 +101,7 @@ def test_copies_are_whole_and_independent(name):
     assert digest == weights_hash(twin)
     assert stored_bytes(model) == stored_bytes(twin)
     assert torch.equal(logits(model), logits(twin))
-    if name in TORCHAO:
+    if name in (*TORCHAO, "smoothquant"):
         twin.model.layers[0].mlp.up_proj.weight.qdata[0, 0] ^= 1
         assert digest != weights_hash(twin)
         assert digest == weights_hash(model)
@@ -145,7 +145,7 @@ def test_dynamic_products_are_those_of_integers():
 def test_sentences_say_how_many_and_by_whom(name):
     """With the version or the engine that decides on the kernel."""
     said = method(name).compress(tiny_model("gpt2"), context()).sentence
-    if name in TORCHAO:
+    if name in (*TORCHAO, "smoothquant"):
         import torchao
 
         assert f"{name}: 8 linears by torchao {torchao.__version__}" == said
@@ -213,3 +213,15 @@ def test_imports_are_quiet():
     )
 
     assert ("", "", 0) == (done.stdout, done.stderr, done.returncode)
+
+
+@pytest.mark.parametrize("name", [*TORCHAO, "smoothquant"])
+def test_linears_of_one_input_are_refused(name):
+    """torchao fails on them; no model of use has one."""
+    windows = tiny_tokens(2, 16)
+    asked = Context(calibration=windows, seed=0, device="cpu", family="llama", label="tiny")
+    with pytest.raises(
+        CompressionError,
+        match=rf"^{name} on tiny: torchao takes linears of 2 inputs or more, got 1 in .*down_proj; use rtn",
+    ):
+        method(name).compress(tiny_model("llama", intermediate_size=1), asked)

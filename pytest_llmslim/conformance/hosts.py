@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from pytest_llmslim.methods import Context
@@ -98,6 +99,14 @@ def divergence(module: nn.Module, reference: nn.Module) -> float:
             for each in (reference, module)
         )
     return float((wanted.exp() * (wanted - got)).sum(-1).mean())
+
+
+def loss(module: nn.Module, _reference: nn.Module) -> float:
+    """Mean negative log-likelihood of the calibration text's tokens, in nats."""
+    text = tokens(8)
+    with torch.no_grad():
+        got = module(input_ids=text, use_cache=False).logits[:, :-1].flatten(0, 1)
+    return float(functional.cross_entropy(got, text[:, 1:].flatten()))
 
 
 def near(wanted: torch.Tensor, got: torch.Tensor) -> bool:

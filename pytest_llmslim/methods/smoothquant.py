@@ -24,7 +24,7 @@ from pytest_llmslim.methods.layerwise import calibration, visits
 from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.methods.smoothing import fold, norm_links
-from pytest_llmslim.methods.torchao_linear import Int8Dynamic, quantize, torchao
+from pytest_llmslim.methods.torchao_linear import Int8Dynamic, check_widths, quantize, torchao
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,9 +61,10 @@ class SmoothQuant:
 
         Raises:
             CompressionError: no text for calibration, no norm that feeds linears, a model without float linears,
-                or with weights that are not finite.
+                with weights that are not finite, or with a linear of a single input.
         """
         linears = float_linears(module, "smoothquant", context)
+        check_widths(linears, "smoothquant", context)
         smoothed = smooth(module, self.alpha, self.samples, context)
         quantize(module, linears, Int8Dynamic.config)
         check_forward(module, "smoothquant", context)

@@ -44,7 +44,7 @@ class _TorchAO:
                 a single input.
         """
         linears = float_linears(module, self.name, context)
-        _check_widths(linears, self.name, context)
+        check_widths(linears, self.name, context)
         quantize(module, linears, self.config)
         check_forward(module, self.name, context)
         return Applied(module, f"{self.name}: {len(linears)} linears by torchao {torchao().__version__}")
@@ -98,7 +98,12 @@ class Int8Fbgemm:
         return Applied(module, f"int8-fbgemm: {len(linears)} linears by torch.ao, engine {engine}")
 
 
-def _check_widths(linears: dict[str, nn.Linear], method: str, context: Context) -> None:
+def check_widths(linears: dict[str, nn.Linear], method: str, context: Context) -> None:
+    """Refuse linears of a single input, on which torchao fails.
+
+    Raises:
+        CompressionError: there is one.
+    """
     for name, linear in linears.items():
         if linear.in_features < _LEAST_INPUTS:
             raise CompressionError(
