@@ -295,7 +295,7 @@ def test_nothing_to_do_and_nothing_to_learn_from():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"^shear: the shape is one or more of layers, heads, inner, hidden, got 'none'"),
+        ({}, r"^shear: a shape names one or more of layers, heads, inner, hidden, got none; give"),
         ({"layers": 0}, r"^shear: layers is a whole number from 1, got 0"),
         ({"heads": 1.5}, r"^shear: heads is a whole number from 1, got 1.5"),
         ({"inner": True}, r"^shear: inner is a whole number from 1, got True"),

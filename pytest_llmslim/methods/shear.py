@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_llmslim.errors import CompressionError, NothingCompressedError
+from pytest_llmslim.errors import CompressionError, NothingCompressedError, RecipeError
 from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.gated import HEADS, HIDDEN, INNER, LAYERS, gated, sizes
 from pytest_llmslim.methods.hard_concrete import BOUNDS, constraint, sample
 from pytest_llmslim.methods.importance import strongest
 from pytest_llmslim.methods.layerwise import calibration
 from pytest_llmslim.methods.linears import check_forward, float_linears
-from pytest_llmslim.methods.parameters import check_number, refuse
+from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.methods.token_loss import cross_entropy, mean_loss
 from pytest_llmslim.methods.training import Course, Trained, batch_of, train
 from pytest_llmslim.models.blocks import Blocks
@@ -169,7 +169,9 @@ def check_shape(method: str, wanted: dict[str, int | None]) -> None:
         if count is not None:
             check_number(method, name, count, "a whole number from 1", low=1, high=10**6, whole=True)
     if all(count is None for count in wanted.values()):
-        refuse(method, "the shape", f"one or more of {', '.join(wanted)}", "none")
+        raise RecipeError(
+            f"{method}: a shape names one or more of {', '.join(wanted)}, got none; give e.g. inner=128"
+        )
 
 
 def _shape(module: nn.Module) -> dict[str, int]:
