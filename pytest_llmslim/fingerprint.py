@@ -57,13 +57,18 @@ def machine_fingerprint(*, device: str, threads: int, dtype: str, energy_source:
         "isa_hash": hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:12] if flags else UNKNOWN,
         "ram_gb": _known(_ram_gb),
         **_gpu_fields(device),
-        **{package: _known(functools.partial(importlib.metadata.version, package)) for package in PACKAGES},
-        "python": _known(platform.python_version),
+        **library_versions(),
         "device": device,
         "threads": str(threads),
         "dtype": dtype,
         "energy_source": _known(lambda: _energy_source(energy_source)),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that compute."""
+    found = {package: _known(functools.partial(importlib.metadata.version, package)) for package in PACKAGES}
+    return {**found, "python": _known(platform.python_version)}
 
 
 def _known(probe: Callable[[], str]) -> str:

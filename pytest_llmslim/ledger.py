@@ -208,6 +208,7 @@ class Ledger:
             terminalreporter._tw.fullwidth,
             missing=(*self.missing, *self.remarks),
             attributions=self._attributions() if settings.ablate else (),
+            saved=self._near(settings.save) if settings.save else "",
         )
         terminalreporter.section("compressed language models")
         for line, markup in lines(shown):

@@ -6,25 +6,27 @@ One reference and one candidate are held at a time; tests are sorted so that eac
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_llmslim import gate
+from pytest_llmslim import __version__, gate
 from pytest_llmslim.baselines import Store
 from pytest_llmslim.candidates import Candidate, Compress, Workshop
 from pytest_llmslim.collection import model_label
 from pytest_llmslim.embedded.grammar import DOCUMENT_TOKENS
-from pytest_llmslim.errors import CompressionError, SettingError
+from pytest_llmslim.errors import CompressionError, ModelError, SettingError
 from pytest_llmslim.evals import text as texts
-from pytest_llmslim.fingerprint import machine_fingerprint
+from pytest_llmslim.fingerprint import library_versions, machine_fingerprint
 from pytest_llmslim.meters.intensity import intensity
 from pytest_llmslim.meters.ladder import choose_energy_meter
 from pytest_llmslim.meters.net import subtract_idle
 from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.methods import Context
 from pytest_llmslim.models.loading import LoadedModel, load_model
+from pytest_llmslim.models.saving import folder_name, save
 from pytest_llmslim.models.storage import weights_hash
 from pytest_llmslim.recipe import instantiate
 from pytest_llmslim.sequential import Family
@@ -231,8 +233,33 @@ class Session:
             candidate = self._workshop(case.model).build(
                 case.recipe, methods, reference.module, self._context(case)
             )
+            if self.settings.save is not None and not (case.part or case.recipe.control):
+                candidate = self._saved(candidate, case, self.settings.save)
             self._candidate = (case.model, case.recipe.text, candidate)
         return self._candidate[2]
+
+    def _saved(self, candidate: Candidate, case: Case, parent: Path) -> Candidate:
+        """The candidate after it was saved; where to, and how the checkpoint differs, are among its sentences."""
+        reference, passage = self.reference(case.model), self.passage(case.model)
+        folder = parent / folder_name(case.label, candidate.name)
+        card = {
+            "model": case.model,
+            "recipe": candidate.name,
+            "steps": candidate.build.steps,
+            "integrity": candidate.integrity.sentence,
+            "seed": self.settings.seed,
+            "dtype": reference.dtype,
+            "text": {"name": passage.protocol.text, "sha256": passage.protocol.text_sha256},
+            "weights_sha256": candidate.weights_hash,
+            "reference_weights_sha256": self._reference_hash,
+            "versions": {"pytest-llmslim": __version__, **library_versions()},
+        }
+        try:
+            notes = save(candidate.module, reference.tokenizer, folder, card)
+        except ModelError as error:
+            raise ModelError(f"--llm-save of {candidate.name} on {case.label}: {error}") from None
+        said = (*candidate.build.steps, f"saved in {folder}", *notes)
+        return replace(candidate, build=replace(candidate.build, steps=said))
 
     def _workshop(self, model: str) -> Workshop:
         if self._bench is None or self._bench.model != model:

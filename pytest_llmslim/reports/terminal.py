@@ -36,9 +36,9 @@ COLOUR = {"failed": ("red",), "inconclusive": ("yellow",), "not comparable": ("y
 class Shown(NamedTuple):
     """What the summary is made of.
 
-    `attributions` are the tables of `--llm-ablate`, `changes` lines about the baselines that were written, `missing`
-    sentences on baselines that no test of this run met. On a terminal of fewer `columns` than the table needs, time
-    and energy stand without their intervals.
+    `changes` are lines about the baselines that were written, `missing` sentences on baselines that no test of this
+    run met, `attributions` the tables of `--llm-ablate`, and `saved` is the folder of `--llm-save`. On a terminal of
+    fewer `columns` than the table needs, time and energy stand without their intervals.
     """
 
     records: tuple[Record, ...]
@@ -52,6 +52,7 @@ class Shown(NamedTuple):
     columns: int = 200
     missing: tuple[str, ...] = ()
     attributions: tuple[str, ...] = ()
+    saved: str = ""
 
 
 def lines(shown: Shown) -> list[Line]:
@@ -278,4 +279,11 @@ def _compared(shown: Shown) -> list[Line]:
         ]
         if new:
             out.append(("next: add --llm-update to store what was measured as the baseline", ()))
+    if shown.saved:
+        out.append(
+            (
+                f"candidates: {shown.saved}, a folder each that loads as a model; llmslim.json says what it is",
+                (),
+            )
+        )
     return [*out, (f"results: {shown.results}/results.jsonl, summary.json", ())]
