@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -37,6 +39,25 @@ def test_the_readme_names_every_method():
     text = (ROOT / "README.md").read_text()
     for spec in BUILTIN_METHODS:
         assert f"`{spec.name}" in text
+
+
+@pytest.mark.parametrize("spec", BUILTIN_METHODS, ids=lambda spec: spec.name)
+def test_the_page_of_methods_has_every_signature(spec):
+    """With the defaults that the code has."""
+    assert f"`{signature(spec)}`" in (ROOT / "docs/methods.md").read_text()
+
+
+def signature(spec):
+    """As a recipe is written: parameters with their defaults, bare where there is none."""
+    module, _, attribute = spec.target.partition(":")
+    method = getattr(importlib.import_module(module), attribute)
+    defaults = {field.name: field.default for field in dataclasses.fields(method)}
+    absent = (None, "", dataclasses.MISSING)
+    shown = [
+        name if defaults[name] in absent else f"{name}={str(defaults[name]).replace('True', 'true')}"
+        for name in spec.parameters
+    ]
+    return f"{spec.name}({', '.join(shown)})" if shown else spec.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
