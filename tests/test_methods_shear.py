@@ -186,6 +186,15 @@ def test_the_shape_is_exactly_the_wanted_one(family, tmp_path):
     check_whole(applied.module, tmp_path)
 
 
+def test_half_precision_stays():
+    """Masks are learnt in float32 beside weights in bfloat16, which stay what they were."""
+    model = deep("gemma3").to(torch.bfloat16)
+    applied = Shear(heads=2, hidden=48, steps=2, batch=2).compress(copy_model(model), context())
+
+    assert {torch.bfloat16} == {parameter.dtype for parameter in applied.module.parameters()}
+    assert (2, 48) == (applied.module.config.num_attention_heads, applied.module.config.hidden_size)
+
+
 def own_text(model: nn.Module) -> torch.Tensor:
     """Windows that the model itself writes, so that everything it computes with helps to predict them."""
     arguments = {"max_new_tokens": 23, "min_new_tokens": 23, "do_sample": True, "pad_token_id": 3}
@@ -279,7 +288,7 @@ def test_shapes_that_cannot_be(family, wanted, message):
 
 
 def test_nothing_to_do_and_nothing_to_learn_from():
-    """The model's own shape, no text, and a hidden state that cannot be cut are refused."""
+    """The model's own shape, no text, uneven layers and a hidden state that cannot be cut are refused."""
     with pytest.raises(
         NothingCompressedError, match=r"^shear on tiny: .*, got the model's own; ask for less"
     ):
@@ -288,6 +297,13 @@ def test_nothing_to_do_and_nothing_to_learn_from():
         CompressionError, match=r"^shear on tiny: .* learns from calibration windows .* got none"
     ):
         Shear(**SMALLER).compress(deep("llama"), context(None))
+    uneven = deep("gpt2")
+    Blocks(uneven).layers[1].attention.remove_kv_groups({0})
+    with pytest.raises(
+        CompressionError,
+        match=r"^shear on tiny: layers have equal .*, got \[\(3, 128\), \(4, 128\)\]; shear before",
+    ):
+        Shear(**SMALLER).compress(uneven, context())
     with pytest.raises(ModelError, match=r"embeddings are as wide as it is \(64\), got 32"):
         Shear(heads=3, hidden=48).compress(deep("opt", word_embed_proj_dim=32), context())
 

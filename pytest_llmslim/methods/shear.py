@@ -98,6 +98,7 @@ class Shear:
             NothingCompressedError: the model has this shape already.
         """
         float_linears(module, "shear", context)
+        _check_even(module, context)
         before = _shape(module)
         targets = self._targets(module, context)
         masks, trained = self._learn(module, targets, context)
@@ -178,6 +179,19 @@ def _shape(module: nn.Module) -> dict[str, int]:
     """The four numbers of a model."""
     gates = {kind: count for kind, (_, count) in sizes(module).items()}
     return {**gates, HEADS: Blocks(module).layers[0].attention.heads}
+
+
+def _check_even(module: nn.Module, context: Context) -> None:
+    """Refuse layers of different shapes, as a checkpoint has one for all."""
+    shapes = {
+        (layer.attention.heads, int(module.get_submodule(layer.feed_forward.outer).in_features))
+        for layer in Blocks(module).layers
+    }
+    if len(shapes) > 1:
+        raise CompressionError(
+            f"shear on {context.label}: layers have equal numbers of heads and feed-forward channels, got "
+            f"{sorted(shapes)}; shear before steps that cut layers unequally"
+        )
 
 
 def _check_loadable(module: nn.Module, wanted: dict[str, int], context: Context) -> None:
