@@ -91,14 +91,15 @@ def pair(student: str, module: nn.Module, context: Context, method: str) -> Pair
 
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
-    """All weights of `module` in float32 while it is trained, then in their own types again."""
-    types = {name: parameter.dtype for name, parameter in module.named_parameters()}
-    module.float()
+    """All weights of `module` in float32 while it is trained, then in their own types again; no buffers."""
+    types = {parameter: parameter.dtype for parameter in module.parameters()}
+    for parameter in types:
+        parameter.data = parameter.data.float()
     try:
         yield
     finally:
-        for name, parameter in module.named_parameters():
-            parameter.data = parameter.data.to(types[name])
+        for parameter, dtype in types.items():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _made(student: str, module: nn.Module, context: Context, method: str) -> nn.Module:
