@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from pytest_llmslim.strategies.matrix import Matrix
 
@@ -23,6 +22,8 @@ _SIMPLE: Final = (0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5)
 _OUTLIERS: Final = (8.0, 64.0, 1000.0)
 _DIGITS: Final = 3  # of a Gaussian weight, so that a counter-example can be typed
 _SMALLEST, _LARGEST = -30, 4  # powers of ten of a huge range
+_DRAWN: Final = 64
+"""Weights of a matrix that are drawn one by one."""
 
 Sides = int | tuple[int, int]
 """One length, or the shortest and the longest."""
@@ -99,12 +100,22 @@ def _matrix(values: Array, dtype: torch.dtype, kind: str, *, zeros: bool) -> Mat
 
 def _simple(draw: Draw, shape: tuple[int, int], _dtype: torch.dtype) -> Array:
     """Small numbers, of which each is drawn by itself."""
-    found: Array = draw(arrays.arrays(np.float64, shape, elements=st.sampled_from(_SIMPLE)))
-    return found
+    return _table(draw, shape, _SIMPLE)
+
+
+def _table(draw: Draw, shape: tuple[int, int], values: Sequence[float]) -> Array:
+    """Any of `values` [rows, columns]; the columns of a wide one repeat, so that an example stays quick to shrink."""
+    rows, columns = shape
+    width = min(columns, max(1, _DRAWN // rows))
+    count = rows * width
+    drawn = draw(st.tuples(*[st.sampled_from(values)] * count))
+    return np.tile(np.reshape(drawn, (rows, width)), -(-columns // width))[:, :columns].astype(np.float64)
 
 
 def _gaussian(draw: Draw, shape: tuple[int, int], _dtype: torch.dtype) -> Array:
     """As after initialisation or training, to three digits."""
+    # Drawn for nothing: the example of fewest choices counts as the simplest, and that is to be one of `_simple`.
+    _simple(draw, shape, _dtype)
     deviation = draw(st.sampled_from((1.0, 0.02)))
     values = np.random.default_rng(draw(st.integers(0, 2**16))).normal(0, deviation, shape)
     return _digits(values)
@@ -124,9 +135,7 @@ def _base(draw: Draw, shape: tuple[int, int], dtype: torch.dtype) -> Array:
 def _ties(draw: Draw, shape: tuple[int, int], _dtype: torch.dtype) -> Array:
     """Two magnitudes at most, of either sign: every choice among weights is between equals."""
     low, high = draw(st.sampled_from(((1.0, 1.0), (1.0, 2.0), (0.25, 0.75))))
-    elements = st.sampled_from((low, -low, high, -high))
-    found: Array = draw(arrays.arrays(np.float64, shape, elements=elements))
-    return found
+    return _table(draw, shape, (low, -low, high, -high))
 
 
 def _equal_groups(draw: Draw, shape: tuple[int, int], dtype: torch.dtype) -> Array:
@@ -138,9 +147,8 @@ def _equal_groups(draw: Draw, shape: tuple[int, int], dtype: torch.dtype) -> Arr
 def _zero_groups(draw: Draw, shape: tuple[int, int], dtype: torch.dtype) -> Array:
     """Neighbours in a row are zero together, as after pruning; single ones too."""
     width = draw(st.sampled_from((1, 2, 4, 8, 16, 32, 64)))
-    whole = draw(arrays.arrays(np.bool_, (shape[0], -(-shape[1] // width))))
-    kept = np.repeat(~whole, width, axis=1)[:, : shape[1]]
-    return _base(draw, shape, dtype) * kept
+    kept = _table(draw, (shape[0], -(-shape[1] // width)), (1.0, 0.0))
+    return _base(draw, shape, dtype) * np.repeat(kept, width, axis=1)[:, : shape[1]]
 
 
 def _constant_rows(draw: Draw, shape: tuple[int, int], dtype: torch.dtype) -> Array:
@@ -173,9 +181,8 @@ def _subnormal(draw: Draw, shape: tuple[int, int], dtype: torch.dtype) -> Array:
 def _huge_range(draw: Draw, shape: tuple[int, int], dtype: torch.dtype) -> Array:
     """From 1e-30 to 1e4 in one matrix, as far as `dtype` reaches."""
     least = max(_SMALLEST, int(np.log10(torch.finfo(dtype).smallest_normal)))
-    powers = draw(arrays.arrays(np.int64, shape, elements=st.integers(least, _LARGEST)))
-    signs = draw(arrays.arrays(np.int64, shape, elements=st.sampled_from((1, -1))))
-    return np.asarray(signs * 10.0**powers)
+    powers = sorted(range(least, _LARGEST + 1), key=abs)
+    return _table(draw, shape, (1.0, -1.0)) * 10.0 ** _table(draw, shape, powers)
 
 
 KINDS: Final[Mapping[str, Callable[[Draw, tuple[int, int], torch.dtype], Array]]] = {
