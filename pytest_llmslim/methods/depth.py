@@ -11,8 +11,8 @@
 
 `Layers` recombines them by a list: skip, repeat, reorder.
 
-No library of those looked at removes layers of transformers' models together with their config
-(`shared/libraries.md`, 13), so this is our own.
+torch-pruning, modelopt and llmcompressor remove no layers of transformers' models together with their config, so
+this is our own.
 """
 
 from __future__ import annotations

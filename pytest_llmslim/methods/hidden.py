@@ -9,8 +9,7 @@ The channels of the lowest scores go, everywhere at once. Other than in the pape
 (`models.hidden_shape`), so that the result computes what the whole model does with these channels zeroed. GPT-2 and
 OPT have heads that fill the hidden state: there as many heads go from every layer, chosen as `width` does.
 
-nvidia-modelopt has it for Megatron models only, and torch-pruning leaves the config as it was (`shared/libraries.md`,
-7 and 8): our own.
+nvidia-modelopt has it for Megatron models only, and torch-pruning leaves the config as it was: our own.
 """
 
 from __future__ import annotations

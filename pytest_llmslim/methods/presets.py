@@ -8,7 +8,7 @@
   several domains.
 
 The papers train on billions of tokens; the defaults are for minutes on a CPU. nvidia-modelopt's Minitron needs
-Megatron models (`shared/libraries.md`, 8), and the published code of Sheared LLaMA is for one family.
+Megatron models, and the published code of Sheared LLaMA is for one family.
 """
 
 from __future__ import annotations

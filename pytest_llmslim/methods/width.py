@@ -9,7 +9,7 @@ FLAP itself differs: it scores by the variance of activations, gives each layer 
 of what it cut into a bias. A checkpoint of these families has one width for all layers, and mostly no such bias.
 
 Layers are judged in order, each on what the pruned ones before it give; every layer loses the same number. Our own:
-torch-pruning hangs on grouped heads and passes over GPT-2 in silence (`shared/libraries.md`, 7).
+torch-pruning hangs on grouped heads and passes over GPT-2 in silence.
 """
 
 from __future__ import annotations
