@@ -12,8 +12,10 @@ from torch import nn
 from pytest_llmslim.errors import CompressionError
 from pytest_llmslim.methods import Context
 from pytest_llmslim.methods.bitsandbytes_linear import FP4, NF4, Int8
+from pytest_llmslim.methods.grid import Grid
 from pytest_llmslim.methods.linears import effective_weight, float_linears
 from pytest_llmslim.methods.low_rank import LowRank, merge, through
+from pytest_llmslim.methods.packed import PackedLinear
 from pytest_llmslim.models.blocks import Blocks
 from pytest_llmslim.models.storage import copy_model, parameter_count, stored_bytes
 
@@ -71,10 +73,14 @@ KINDS = {
         for double in (False, True)
     },
     "nf4 of an odd height": lambda: by_bitsandbytes(NF4(), used=True, rows=40),
+    "packed codes": lambda: PackedLinear.rounded(dense(), Grid(3, 32)),
     "torchao": lambda: by_torchao("Int8WeightOnlyConfig"),
     "torch.ao": by_torch,
     "low rank": lambda: low_rank(dense()),
     "low rank over nf4": lambda: low_rank(by_bitsandbytes(NF4(), used=True)),
+    "low rank over packed codes, masked": lambda: low_rank(
+        PackedLinear.rounded(dense(), Grid(2, 64)), masked=True
+    ),
     "low rank twice": lambda: low_rank(low_rank(dense()), seed=2),
 }
 """Linears of all kinds, by name."""
@@ -169,7 +175,7 @@ def test_terms_follow_the_dtype_of_the_input(dtype):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["int8", "nf4 packed", "nf4", "torchao", "torch.ao"])
+@pytest.mark.parametrize("kind", ["int8", "nf4 packed", "nf4", "packed codes", "torchao", "torch.ao"])
 def test_gradients_pass_quantized_linears(kind):
     """The gradient for the inputs is that of a product with the effective weight; the output is the linear's own."""
     linear = KINDS[kind]()

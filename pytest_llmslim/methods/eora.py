@@ -4,7 +4,8 @@ Per linear, with W the reference's weight, V the compressed one and C the mean o
 compressed model: B and A of rank r minimise ||(W - V - B A) C^½||_F, the error of the output. The paper projects
 the residual into the eigenspace of C, scaled by the roots of its eigenvalues, truncates the SVD there, and divides
 the scale out again (section 3, algorithm 1). The truncated SVD keeps U Uᵀ (W - V) C^½ with U the leading left
-singular vectors, so B = U and A = Uᵀ (W - V) is the same product, and no eigenvalue near zero is ever divided by.
+singular vectors, so B = U and A = Uᵀ (W - V) gives the same outputs without dividing by eigenvalues near zero,
+which makes weights of any size in directions that the calibration text does not show.
 
 gptqmodel has the algorithm as a function for its own quantizers; it is no dependency, and the residual of any
 earlier step (quantized or pruned) is what is needed here. peft has no EoRA.

@@ -64,7 +64,8 @@ def save(module: nn.Module, tokenizer: Any, folder: Path, card: Mapping[str, obj
         ModelError: it is of a kind that no checkpoint can hold, the folder holds something else or cannot be
             written, or what was written does not load to equal logits. Nothing is left behind then.
     """
-    _check_free(folder)
+    with _writing(folder):
+        _check_free(folder)
     part = folder.with_name(f".{folder.name}.part")
     try:
         with _writing(folder):
