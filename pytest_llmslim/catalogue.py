@@ -45,6 +45,12 @@ _AWQ: Final = (
     ("sign-equivariant", f"{_SEARCHED}, to which a linear of the other sign adds otherwise"),
     ("scale-equivariant", f"{_SEARCHED}, in which a larger linear counts for more"),
 )
+_GPTQ: Final = (
+    (
+        "half-a-step",
+        "a weight makes up for the rounding of those before it, and may go to another level than the nearest",
+    ),
+)
 _TRAINS: Final = "weights are trained before they are rounded"
 _QAT: Final = tuple(
     (name, _TRAINS) for name in ("half-a-step", "idempotent", "sign-equivariant", "scale-equivariant")
@@ -105,6 +111,7 @@ QUANTIZERS: Final = (
         "rounds weight after weight and lets the rest make up for it, on calibration text",
         ("bits", "group", "symmetric", "samples", "damp"),
         QUANTIZE,
+        waives=_GPTQ,
     ),
     Spec(
         "awq",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from pytest_llmslim import settings
 from pytest_llmslim.catalogue import BUILTIN_METHODS
+from pytest_llmslim.conformance import KINDS, MethodInvariants, invariants_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,9 +88,17 @@ def test_the_readme_tests_run(pytester, run, tiny_folder):
     result.stdout.fnmatch_lines(["*nothing was compressed*"])
 
 
-def test_the_method_of_the_docs_works(pytester, run):
+@pytest.fixture
+def extended(pytester):
+    """A project with the files of docs/extending.md."""
+    method, conftest, invariants, strategy = blocks(ROOT / "docs/extending.md", "python")
+    pytester.makepyfile(narrow=method, conftest=conftest, test_narrow=invariants, test_rounding=strategy)
+    pytester.syspathinsert()
+    return pytester
+
+
+def test_the_method_of_the_docs_works(extended, run):
     """A third party's method is one file and one hook, as shown."""
-    method, conftest = blocks(ROOT / "docs/extending.md", "python")
     test = """
         import pytest
 
@@ -96,8 +106,32 @@ def test_the_method_of_the_docs_works(pytester, run):
         def test_narrow(llm):
             assert llm.measure().stored_bytes.value == 0.5
     """
-    pytester.makepyfile(narrow=method, conftest=conftest, test_it=test)
-    pytester.syspathinsert()
-    result = run()
+    extended.makepyfile(test_it=test)
+    result = run("test_it.py")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["1  narrow *"])
+
+
+@pytest.mark.parametrize("asked", [["--llm-conformance", "narrow"], ["test_narrow.py"]])
+def test_the_method_of_the_docs_keeps_the_invariants(extended, heavy, asked):
+    """Asked for by name or as a class, but for the one that it waives, with its reason."""
+    result = extended.runpytest(*asked, "-p", "no:benchmark", "-rs")
+    result.assert_outcomes(passed=len(invariants_of(MethodInvariants)) - 1, skipped=1)
+    result.stdout.fnmatch_lines(["*waived: bfloat16 is what it is for"])
+
+
+def test_the_strategy_of_the_docs_draws(extended, heavy):
+    """A property of a user's own."""
+    extended.runpytest("test_rounding.py", "-p", "no:benchmark").assert_outcomes(passed=1)
+
+
+def test_the_docs_list_every_invariant():
+    """With what its class says of it."""
+    text = (ROOT / "docs/extending.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| [a-z ]+ \| (.*) \|$", text, re.MULTILINE)
+    wanted = {
+        (name, inspect.getdoc(test).partition("\n")[0])
+        for kind in KINDS
+        for name, test in invariants_of(kind).items()
+    }
+    assert wanted == set(rows)
