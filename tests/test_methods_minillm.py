@@ -198,6 +198,20 @@ def test_the_student_writes_after_most_steps(monkeypatch):
     assert {tuple(row) for row in prompts.tolist()} <= texts
 
 
+def test_the_text_is_learnt_along(monkeypatch):
+    """The loss of a step that writes is the policy's plus the cross entropy of the text, the paper's L_PT."""
+
+    def known(measure, student, tokens, **_):
+        nothing = 0 * sum(parameter.sum() for parameter in student.parameters())
+        return nothing + (1 if measure is minillm.cross_entropy else 10)
+
+    monkeypatch.setattr(minillm, "mean_loss", known)
+    model, told = deep("llama", 4), []
+    MiniLLM(steps=4).compress(copy_model(model), context(model, progress=told.append))
+
+    assert [f"minillm: step {n} of 4, loss {loss}" for n, loss in ((1, 1), (2, 1), (3, 1), (4, 11))] == told
+
+
 def test_parameters_are_checked():
     """The share of the teacher leaves the student some."""
     for value in (-0.1, 0.95, True, "much"):

@@ -163,9 +163,11 @@ def _strongest(module: nn.Module, index: int, count: int) -> list[int]:
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
     ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
-    return ours.keys() == theirs.keys() and all(
-        ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name]) for name in ours
-    )
+    return ours.keys() == theirs.keys() and all(_same(ours[name], theirs[name]) for name in ours)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
 def _check_vocabulary(student: nn.Module, teacher: nn.Module, context: Context, method: str) -> None:

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     """From a piece of n predictions to their losses [n]."""
 
 LOGITS = 1 << 23
-"""Logits of one model at a time: 32 MB in float32, of which a divergence and its gradient need about ten."""
+"""Logits of one model at a time, or a little more: 32 MiB in float32; a divergence and its gradient take 10 to 15
+times that.
+
+Not less: glibc takes blocks of 32 MiB from the system and gives them back, while blocks of 16 MiB, cut from its heap,
+left gigabytes of holes behind.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +67,7 @@ def mean_loss(
         tokens: int64, on the models' device.
         teacher: runs without gradients; the same vocabulary.
         prompt: tokens at the beginning of a window whose prediction does not count, at least 1.
-        at_once: logits of one model that are computed at a time.
+        at_once: logits of one model that are computed at a time, rounded up to whole predictions.
     """
     hidden = _hidden(student, tokens, prompt)
     with torch.no_grad():
@@ -76,7 +81,7 @@ def mean_loss(
             theirs = own.detach() if teacher is None or taught is None else logits_of(teacher, taught[rows])
         return measure(Piece(own, theirs, targets[rows], rows)).sum()
 
-    size = max(1, at_once // student.get_output_embeddings().weight.shape[0])
+    size = -(-at_once // student.get_output_embeddings().weight.shape[0])
     if size >= count:
         return piece_sum(hidden, slice(0, count)) / count
     total = hidden.new_zeros(())
