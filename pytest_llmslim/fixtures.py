@@ -11,10 +11,10 @@ from pytest_llmslim.state import RECORDS, session_of
 
 if TYPE_CHECKING:
     from pytest_llmslim.bench import Bench
+    from pytest_llmslim.candidates import Candidate
     from pytest_llmslim.collection import Case
     from pytest_llmslim.evals.text import Passage
     from pytest_llmslim.models.loading import LoadedModel
-    from pytest_llmslim.candidates import Candidate
 
 
 @pytest.fixture(scope="session")
