@@ -217,7 +217,7 @@ def test_imports_are_quiet():
 
 @pytest.mark.parametrize("name", [*TORCHAO, "smoothquant"])
 def test_linears_of_one_input_are_refused(name):
-    """torchao fails on them; no model of use has one."""
+    """They fail in torchao; no model of use has one."""
     windows = tiny_tokens(2, 16)
     asked = Context(calibration=windows, seed=0, device="cpu", family="llama", label="tiny")
     with pytest.raises(

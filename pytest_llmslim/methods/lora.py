@@ -160,9 +160,7 @@ class LoRA:
 
         def loss(step: int, _generator: torch.Generator) -> torch.Tensor:
             batch = batch_of(windows, self._course, step, context.seed)
-            return mean_loss(
-                cross_entropy if teacher is None else divergence, module, batch, teacher=teacher
-            )
+            return mean_loss(cross_entropy if teacher is None else divergence, module, batch, teacher=teacher)
 
         trained = train(
             "lora",
