@@ -23,6 +23,10 @@ _UNEVEN: Final = (
     *_SCALES_MOVE,
     ("sign-equivariant", "NormalFloat has seven levels below 0 and eight above"),
 )
+_FP4: Final = (
+    *_SCALES_MOVE,
+    ("sign-equivariant", "a weight halfway between two levels goes up with one sign and down with the other"),
+)
 _LEVELS_256: Final = (
     (
         "idempotent",
@@ -95,9 +99,7 @@ QUANTIZERS: Final = (
     Spec(
         "nf4", f"{_BNB}:NF4", "4-bit NormalFloat by bitsandbytes (QLoRA)", _FOUR_BIT, QUANTIZE, waives=_UNEVEN
     ),
-    Spec(
-        "fp4", f"{_BNB}:FP4", "4-bit floating point by bitsandbytes", _FOUR_BIT, QUANTIZE, waives=_SCALES_MOVE
-    ),
+    Spec("fp4", f"{_BNB}:FP4", "4-bit floating point by bitsandbytes", _FOUR_BIT, QUANTIZE, waives=_FP4),
     Spec(
         "rtn",
         f"{_METHODS}.rtn:RTN",

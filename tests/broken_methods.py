@@ -263,7 +263,7 @@ class Careless:
             return
         if self.fault == "wrong_error":
             raise ValueError(self.share)
-        rule = "a share" if self.fault == "nameless" else "a number above 0 and below 1"
+        rule = "a part" if self.fault == "nameless" else "a number above 0 and below 1"
         name = "it" if self.fault == "nameless" else "share"
         check_number("Careless", name, self.share, rule, low=1e-9, high=1 - 1e-9)
 

@@ -44,7 +44,7 @@ FAULTY = [
     ),
     (broken.Rounds(fault="clips"), QUANTIZE, "idempotent", "a second time changes nothing"),
     (broken.Rounds(fault="one_level_more_below"), QUANTIZE, "sign-equivariant", "-W becomes the negative"),
-    (broken.Rounds(fault="too_many_levels"), QUANTIZE, "levels", "3 bits are 8 levels, got 9 in row 0"),
+    (broken.Rounds(fault="too_many_levels"), QUANTIZE, "levels", "3 bits are 8 levels, got 9 in row "),
     (broken.Rounds(fault="fixed_step"), QUANTIZE, "scale-equivariant", "W becomes .* times what W becomes"),
     (broken.Rounds(fault="no_zero"), QUANTIZE, "zeros-stay", "zeros stay zero, got some filled"),
     (
@@ -203,6 +203,22 @@ def test_a_counter_example_is_small_and_printed():
     with pytest.raises(BrokenInvariantError) as caught:
         explore(weights(), check, 50)
     assert "weights are small\nweights: Matrix 1 x 1 float32, simple:\n  3" == str(caught.value)
+
+
+def test_of_a_large_matrix_the_part_that_is_wrong_is_printed():
+    """With where it begins; a small one as it is."""
+    large = torch.arange(40.0)[None] * torch.ones(3, 1)
+
+    with pytest.raises(BrokenInvariantError) as caught:
+        require(False, "all is well", (2, 30), weights=large, small=Matrix(((1.0,),)))
+    row = "  ".join(str(number) for number in range(24, 36))
+    assert [
+        "all is well",
+        "weights from row 0, column 24 on, of 3 x 40: Matrix 3 x 12 float32:",
+        *[f"  {row}"] * 3,
+        "small: Matrix 1 x 1 float32:",
+        "  1",
+    ] == str(caught.value).splitlines()
 
 
 def test_an_example_that_no_message_shows_is_added():
@@ -487,8 +503,9 @@ def test_a_class_in_a_test_file_is_put_through(pytester, halves, heavy):
 
 
 def test_workers_share_the_invariants(pytester, halves):
-    """Under xdist every worker finds the conftest.py of the project and the same tests."""
+    """Under xdist every worker finds the conftest.py of the project and the same tests; warnings are no errors."""
     halves()
+    pytester.makeini("[pytest]\nfilterwarnings = error\n")
     result = pytester.runpytest_subprocess(
         "--llm-conformance=halve", "-n2", "-p", "no:benchmark", "-k", "eval-mode or nan or gradients"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from hypothesis import HealthCheck, Phase, given, settings
 
 from pytest_llmslim.errors import SlimError
-from pytest_llmslim.strategies.matrix import Matrix
+from pytest_llmslim.strategies.matrix import WHOLE, Matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from hypothesis.strategies import SearchStrategy
 
-EXAMPLES: Final = 12
+EXAMPLES: Final = 20
 SHRINKING_S: Final = 10.0
 """Seconds in which a counter-example is made smaller; each try compresses a model."""
 
@@ -27,24 +27,47 @@ class BrokenInvariantError(AssertionError):
     """A method does not keep an invariant; the message says how, with matrices where there are some."""
 
 
-def require(condition: object, sentence: str, **shown: torch.Tensor | Matrix) -> None:
+def require(
+    condition: object, sentence: str, at: tuple[int, int] | None = None, **shown: torch.Tensor | Matrix
+) -> None:
     """Raise unless `condition` holds.
 
     Args:
         condition: true when the invariant is kept.
         sentence: what is wrong: rule, got.
+        at: row and column where it is wrong: of large matrices the part around it is printed.
         shown: matrices to print below the sentence, by what they are; `_` stands for a space.
 
     Raises:
         BrokenInvariantError: it does not hold.
     """
     if not condition:
-        parts = [f"{name.replace('_', ' ')}: {_printed(matrix)}" for name, matrix in shown.items()]
+        parts = [f"{name.replace('_', ' ')}{_printed(matrix, at)}" for name, matrix in shown.items()]
         raise BrokenInvariantError("\n".join([sentence, *parts]))
 
 
-def _printed(matrix: torch.Tensor | Matrix) -> Matrix:
-    return matrix if isinstance(matrix, Matrix) else Matrix.of(matrix)
+def first_of(wrong: torch.Tensor) -> tuple[int, int]:
+    """Row and column of the first true value of [rows, columns]; (0, 0) where there is none."""
+    return divmod(int(wrong.flatten().int().argmax()), wrong.shape[1])
+
+
+def _printed(shown: torch.Tensor | Matrix, at: tuple[int, int] | None) -> str:
+    matrix = shown if isinstance(shown, Matrix) else Matrix.of(shown)
+    spans = [_span(place, count) for place, count in zip(at or (0, 0), matrix.shape, strict=True)]
+    if at is None or all(len(span) == count for span, count in zip(spans, matrix.shape, strict=True)):
+        return f": {matrix!r}"
+    rows, columns = spans
+    part = Matrix(
+        tuple(matrix.rows[row][columns[0] : columns[-1] + 1] for row in rows), matrix.dtype, matrix.kind
+    )
+    size = "{} x {}".format(*matrix.shape)
+    return f" from row {rows[0]}, column {columns[0]} on, of {size}: {part!r}"
+
+
+def _span(place: int, count: int) -> range:
+    """Indices around `place` of `count`, no more than are printed."""
+    first = max(0, min(place - WHOLE // 2, count - WHOLE))
+    return range(first, min(first + WHOLE, count))
 
 
 def explore(
@@ -116,6 +139,7 @@ class _Search:
 
 
 def _with_example(sentence: str, value: object) -> str:
-    """The sentence with what of the example it does not show."""
-    parts = value if isinstance(value, tuple) else (value,)
+    """The sentence with what of the example it does not show; where it shows weights, these are the matrix's."""
+    drawn = value if isinstance(value, tuple) else (value,)
+    parts = [part for part in drawn if not (isinstance(part, Matrix) and "\nweights" in sentence)]
     return "\n".join([sentence, *(f"drawn: {part!r}" for part in parts if repr(part) not in sentence)])

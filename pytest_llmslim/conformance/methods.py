@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_llmslim.methods import Method
     from pytest_llmslim.strategies.matrix import Matrix
 
+_SHAPES: Final = 8
 _NONSENSE: Final = ("no such value", -1, -1e9)
 
 
@@ -46,7 +48,9 @@ def invariant(test: Callable[[Any, Subject], None]) -> Callable[[Any, Subject], 
         if name in subject.waives:
             pytest.skip(f"waived: {subject.waives[name]}")
         try:
-            test(self, subject)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # those of libraries, which a user may have made errors
+                test(self, subject)
         except BrokenInvariantError as error:
             said = f"{subject.title} breaks {name}: {error}"
         else:
@@ -192,7 +196,7 @@ class MethodInvariants:
                 "logits are finite, got NaN or infinity",
             )
 
-        explore(subject.tinies(), one, first=subject.tiny)
+        explore(subject.tinies(), one, _SHAPES, first=subject.tiny)
 
     @invariant
     def test_survives_save_and_load(self, subject: Subject) -> None:

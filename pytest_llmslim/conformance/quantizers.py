@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pytest_llmslim.conformance import hosts
-from pytest_llmslim.conformance.broken import explore, require
+from pytest_llmslim.conformance.broken import explore, first_of, require
 from pytest_llmslim.conformance.methods import MethodInvariants, invariant
 from pytest_llmslim.errors import SlimError
 from pytest_llmslim.methods.grid import pack
@@ -43,8 +43,9 @@ class QuantizerInvariants(MethodInvariants):
 
         def one(matrix: Matrix) -> None:
             seen = subject.see(matrix)
-            finite = torch.isfinite(seen.after).all()
-            require(finite, "weights stay finite, got NaN or infinity", weights=matrix, became=seen.after)
+            bad = ~torch.isfinite(seen.after)
+            said = "weights stay finite, got NaN or infinity"
+            require(not bad.any(), said, first_of(bad), weights=matrix, became=seen.after)
 
         explore(_any(subject, DTYPES), one)
 
@@ -59,13 +60,15 @@ class QuantizerInvariants(MethodInvariants):
             seen = subject.see(matrix)
             before, after = seen.before.double(), seen.after.double()
             half = grid.step(seen.before).double() / 2
-            rounding = torch.finfo(matrix.dtype).eps * after.abs() + _FLOAT_ERROR * before.abs().max()
+            held = torch.finfo(matrix.dtype)  # how finely levels can be stored, below normal numbers too
+            rounding = held.eps * after.abs().clamp_min(held.tiny) + _FLOAT_ERROR * before.abs().max()
             excess = (before - after).abs() - half - rounding
-            at = divmod(int(excess.argmax()), excess.shape[1])
+            at = first_of(excess > 0)
             require(
                 (excess <= 0).all(),
                 f"a weight moves by half a step at most, {float(half[at]):.4g} at row {at[0]}, column {at[1]}, got "
                 f"{float(before[at]):.6g} moved to {float(after[at]):.6g}",
+                at,
                 weights=matrix,
                 became=seen.after,
             )
@@ -90,6 +93,7 @@ class QuantizerInvariants(MethodInvariants):
                     require(
                         found <= 2**bits,
                         f"{bits} bits are {2**bits} levels, got {found} in row {row} from column {start} on",
+                        (row, start),
                         weights=matrix,
                         became=seen.after,
                     )
@@ -153,8 +157,9 @@ class QuantizerInvariants(MethodInvariants):
 
         def one(matrix: Matrix) -> None:
             seen = subject.see(matrix)
-            stay = (seen.after[seen.before == 0] == 0).all()
-            require(stay, "zeros stay zero, got some filled", weights=matrix, became=seen.after)
+            filled = (seen.before == 0) & (seen.after != 0)
+            said = "zeros stay zero, got some filled"
+            require(not filled.any(), said, first_of(filled), weights=matrix, became=seen.after)
 
         kinds = ("zero-groups", "simple", "outlier-columns")
         explore(
@@ -211,5 +216,9 @@ def _shared(method: object) -> int | None:
 def _equal(rule: str, matrix: Matrix, wanted: torch.Tensor, got: torch.Tensor) -> None:
     """Equal up to the last digits of the largest weight of a row."""
     largest = wanted.abs().amax(dim=1, keepdim=True).double()
-    close = (wanted.double() - got.double()).abs() <= 4 * torch.finfo(matrix.dtype).eps * largest
-    require(close.all(), rule, weights=matrix, expected=wanted, got=got)
+    apart = (wanted.double() - got.double()).abs() > 4 * torch.finfo(matrix.dtype).eps * largest
+    at = first_of(apart)
+    said = (
+        f"{rule}, got {float(got[at]):.6g} instead of {float(wanted[at]):.6g} at row {at[0]}, column {at[1]}"
+    )
+    require(not apart.any(), said, at, weights=matrix, expected=wanted, got=got)

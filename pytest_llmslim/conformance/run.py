@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_llmslim.conformance import cases
+from pytest_llmslim.models.quiet import quiet
 from pytest_llmslim.state import settings_of
+from pytest_llmslim.strategies.tiny import Tiny
 
 if TYPE_CHECKING:
     import pytest
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for every trial."""
     found = cases.trials(metafunc.config)
+    with quiet():
+        Tiny("llama").module()  # transformers imports what it finds only now, and not without a word
     torch.set_num_threads(settings_of(metafunc.config).threads)
     metafunc.parametrize("trial", found, ids=[trial.id for trial in found])
 

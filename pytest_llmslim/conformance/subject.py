@@ -7,7 +7,6 @@ import importlib.util
 import random
 import sys
 import traceback
-import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -146,11 +145,10 @@ class Subject:
         method: Method | None = None,
         context: Context | None = None,
     ) -> Applied:
-        """Compress `module`, which is changed; warnings of libraries are not shown."""
+        """Compress `module`, which is changed."""
         chosen = method or self.method()
         try:
-            with warnings.catch_warnings(), quiet():
-                warnings.simplefilter("ignore")
+            with quiet():
                 return chosen.compress(module, context or hosts.context(reference))
         except SlimError:
             raise

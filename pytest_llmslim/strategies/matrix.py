@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import torch
 
-_WHOLE: Final = 12
+WHOLE: Final = 12
 """Sides up to this are printed in full."""
 _HEAD, _TAIL = 5, 2
 _DIGITS: Final = 4
@@ -70,4 +70,4 @@ def _lines(texts: list[list[str]]) -> list[str]:
 
 
 def _corners(items: list[Item], omitted: Item) -> list[Item]:
-    return items if len(items) <= _WHOLE else [*items[:_HEAD], omitted, *items[-_TAIL:]]
+    return items if len(items) <= WHOLE else [*items[:_HEAD], omitted, *items[-_TAIL:]]
