@@ -116,7 +116,7 @@ MODELS = [
         ("rtn(bits=3,group=64)+eora(rank=8)", "rtn(bits=3,group=64)"),
         ("wanda(pattern=2:4)+eora(rank=8)", "wanda(pattern=2:4)"),
         ("wanda(pattern=2:4)+lora(steps=20)", "wanda(pattern=2:4)"),
-        ("depth(layers=1)+kd(steps=20)", "depth(layers=1)"),
+        ("depth(layers=1)+kd(steps=80)", "depth(layers=1)"),
     ],
     ids=lambda recipe: recipe or "original",
 )
