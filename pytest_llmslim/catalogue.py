@@ -50,10 +50,8 @@ _AWQ: Final = (
     ("scale-equivariant", f"{_SEARCHED}, in which a larger linear counts for more"),
 )
 _GPTQ: Final = (
-    (
-        "half-a-step",
-        "a weight makes up for the rounding of those before it, and may go to another level than the nearest",
-    ),
+    ("half-a-step", "a weight makes up for the rounding of those before it, and may pass the nearest level"),
+    ("idempotent", "making up may take a weight off the outermost level, to which scales are fitted anew"),
 )
 _TRAINS: Final = "weights are trained before they are rounded"
 _QAT: Final = tuple(

@@ -358,6 +358,21 @@ def test_our_methods_keep_the_invariants(subjects, method, name):
     invariants_of(kind)[name](kind(), subject)
 
 
+OTHERWISE = ("rtn(bits=8,granularity=row)", "rtn(bits=3,group=7,symmetric=false)", "rtn(granularity=tensor)")
+
+
+@pytest.mark.parametrize("recipe", OTHERWISE)
+def test_round_to_nearest_keeps_them_on_other_grids(recipe):
+    """What sets quantizers apart from other methods."""
+    subject, kind, skipped = resolve(recipe, REGISTRY), kind_of(QUANTIZE), []
+    for name in invariants_of(kind).keys() - invariants_of(kind_of(None)).keys():
+        try:
+            invariants_of(kind)[name](kind(), subject)
+        except pytest.skip.Exception:
+            skipped.append(name)
+    assert (["sign-equivariant"] if "symmetric=false" in recipe else []) == skipped
+
+
 # Runs -----------------------------------------------------------------------------------------------------
 
 HALVES = """
@@ -507,7 +522,7 @@ def test_workers_share_the_invariants(pytester, halves):
     halves()
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
     result = pytester.runpytest_subprocess(
-        "--llm-conformance=halve", "-n2", "-p", "no:benchmark", "-k", "eval-mode or nan or gradients"
+        "--llm-conformance=halve", "-n1", "-p", "no:benchmark", "-k", "eval-mode or nan or gradients"
     )
 
     assert 1 == result.ret

@@ -113,7 +113,9 @@ class QuantizerInvariants(MethodInvariants):
 
     @invariant
     def test_sign_equivariant(self, subject: Subject) -> None:
-        """Negative weights become the negative of what the weights become."""
+        """Negative weights become the negative of what the weights become, on a symmetric grid."""
+        if getattr(subject.method(), "symmetric", True) is False:
+            pytest.skip("an even number of levels with 0 among them cannot lie symmetric")
 
         def one(matrix: Matrix) -> None:
             plain, negative = subject.see(matrix), subject.see(Matrix.of(-matrix.tensor))
@@ -177,7 +179,7 @@ class QuantizerInvariants(MethodInvariants):
                 pytest.skip("the weights are not packed as in pytest_llmslim.methods.packed")
             codes, bits = linear.codes, linear.grid.bits
             shown = {"weights": matrix, "codes": codes.float()}
-            require(codes.max() < 2**bits, f"codes have {bits} bits, got {int(codes.max())}", **shown)
+            require(int(codes.max()) < 2**bits, f"codes have {bits} bits, got {int(codes.max())}", **shown)
             require(
                 torch.equal(pack(codes, bits), linear.packed),
                 "codes pack to the bytes they came from",
