@@ -51,7 +51,6 @@ _AWQ: Final = (
 )
 _GPTQ: Final = (
     ("half-a-step", "a weight makes up for the rounding of those before it, and may pass the nearest level"),
-    ("idempotent", "making up may take a weight off the outermost level, to which scales are fitted anew"),
 )
 _TRAINS: Final = "weights are trained before they are rounded"
 _QAT: Final = tuple(
