@@ -140,7 +140,21 @@ def test_simulated_candidates_show_no_cost():
         )
     )
     assert table.count("simulated") >= 3
-    assert "simulated: weights are rounded or zeroed but stored and multiplied in full" in table
+    assert (
+        "simulated: weights are rounded or zeroed, and no kernel here is faster for it, so there is no cost to show; "
+        "bytes are shown where they are really fewer\n"
+    ) in table
+
+
+def test_packed_codes_show_their_bytes():
+    """What is stored is real, also where every product is simulated."""
+    none = no_estimate("codes are unpacked before every product", method="simulated")
+    packed = dataclasses.replace(
+        record(time=(), energy=()), time=none, energy=none, integrity=Integrity("simulated", "codes")
+    )
+    row = next(line for line in text(packed).splitlines() if line.startswith("1  "))
+    assert 2 == row.count("simulated")
+    assert "0.140" in row
 
 
 def test_the_pace_of_the_reference_is_that_of_a_record_with_times():

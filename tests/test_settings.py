@@ -29,6 +29,8 @@ GOOD = {
     "anchor": "true",
     "timeout": "60",
     "calibrate": "true",
+    "ablate": "true",
+    "save": "made",
     "conformance": "rtn",
     "device": "cpu",
     "dtype": "bfloat16",
