@@ -179,7 +179,8 @@ def _check_order(steps: tuple[Step, ...], specs: list[Spec]) -> None:
         for position, (before, _) in enumerate(staged)
         for after, _ in staged[position + 1 :]
     )
-    if not wrong and (staged[:1] == [] or staged[0][0] != RECOVER):
+    alone = bool(staged) and staged[0][0] == RECOVER
+    if not (wrong or alone):
         return
     if all(stage == RECOVER for stage, _ in staged):
         raise RecipeError(

@@ -23,14 +23,6 @@ SPARSIFY: Final = 25
 QUANTIZE: Final = 30
 RECOVER: Final = 40
 
-STAGES: Final = {
-    DISTIL: "training",
-    PRUNE: "cutting shapes",
-    SPARSIFY: "zeroing weights",
-    QUANTIZE: "quantizing",
-    RECOVER: "recovery",
-}
-
 
 class Spec(NamedTuple):
     """Where a method is found, and what a recipe may say about it.

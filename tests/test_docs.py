@@ -92,7 +92,9 @@ def test_the_readme_tests_run(pytester, run, tiny_folder):
 def extended(pytester):
     """A project with the files of docs/extending.md."""
     method, conftest, invariants, strategy = blocks(ROOT / "docs/extending.md", "python")
-    pytester.makepyfile(narrow=method, conftest=conftest, test_narrow=invariants, test_rounding=strategy)
+    pytester.makepyfile(
+        narrow=method, conftest=conftest, test_narrow=invariants, test_strategy_of_the_docs=strategy
+    )
     pytester.syspathinsert()
     return pytester
 
@@ -122,7 +124,7 @@ def test_the_method_of_the_docs_keeps_the_invariants(extended, heavy, asked):
 
 def test_the_strategy_of_the_docs_draws(extended, heavy):
     """A property of a user's own."""
-    extended.runpytest("test_rounding.py", "-p", "no:benchmark").assert_outcomes(passed=1)
+    extended.runpytest("test_strategy_of_the_docs.py", "-p", "no:benchmark").assert_outcomes(passed=1)
 
 
 def test_the_docs_list_every_invariant():

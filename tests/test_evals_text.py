@@ -113,6 +113,21 @@ def test_more_text_can_be_asked_for(count, windows):
         assert "qrst" == "".join(chr(i) for i in rest[0].tolist()[1:])
 
 
+def test_text_is_drawn_once():
+    """Again only for more of it, so that the methods of a run do not tokenise the same text in turn."""
+    asked = []
+
+    def draw(count):
+        asked.append(count)
+        return torch.arange(count)[:, None] if count < 9 else None
+
+    rest = texts.Rest(draw)
+    assert [len(rest(count)) for count in (4, 2, 4, 6)] == [4, 2, 4, 6]
+    assert torch.equal(rest(3), torch.tensor([[0], [1], [2]]))
+    assert rest(9) is None
+    assert [4, 6, 9] == asked
+
+
 def test_the_embedded_language_never_runs_out():
     """Text to learn from is written as it is asked for, and is never the text that is scored."""
     tokenizer = load_model("embedded:gpt2").tokenizer

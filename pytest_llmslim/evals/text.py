@@ -46,6 +46,21 @@ class Source:
     more: Callable[[int], str] | None = None
 
 
+@dataclass
+class Rest:
+    """Keeps the most windows that were ever asked of `draw`: fewer of them are their beginning."""
+
+    draw: Callable[[int], torch.Tensor | None]
+    _asked: int = 0
+    _drawn: torch.Tensor | None = None
+
+    def __call__(self, count: int) -> torch.Tensor | None:
+        """At most `count` windows [n, window], or `None`."""
+        if count > self._asked:
+            self._asked, self._drawn = count, self.draw(count)
+        return None if self._drawn is None or count < 1 else self._drawn[:count]
+
+
 @dataclass(frozen=True)
 class Passage:
     """A text cut into windows for one tokenizer.
@@ -174,7 +189,7 @@ def cut(
     windows = tuple(torch.tensor([start + ids[piece.begin : piece.end]]) for piece in pieces)
     spans = [(piece.first, piece.end) for piece in pieces]
     words, scored_bytes = _count(source.text, offsets, spans)
-    rest = partial(_rest, source, tokenizer, total, start, body)
+    rest = Rest(partial(_rest, source, tokenizer, total, start, body))
     calibration = rest(CALIBRATION_WINDOWS)
     if calibration is None:
         notes.append("no text was left for calibration")

@@ -19,6 +19,7 @@ import torch
 
 from pytest_llmslim.errors import CompressionError, NothingCompressedError
 from pytest_llmslim.methods import Applied, Context
+from pytest_llmslim.methods.layerwise import checked
 from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.models.blocks import Blocks
@@ -104,14 +105,8 @@ class AttentionHeads:
 
 
 def _windows(context: Context) -> torch.Tensor:
-    tokens = context.calibration
-    if tokens is None or tokens.dim() != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
-        got = "none" if tokens is None else f"shape {list(tokens.shape)}"
-        raise CompressionError(
-            f"ah on {context.label}: concentration is measured on calibration windows of two tokens or more, "
-            f"got {got}; give a calibration text"
-        )
-    return tokens
+    rule = f"ah on {context.label}: concentration is measured on calibration windows"
+    return checked(context.calibration, rule, "give a calibration text")
 
 
 def concentrations(module: nn.Module, windows: torch.Tensor, context: Context) -> list[torch.Tensor]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_llmslim.errors import CompressionError
 from pytest_llmslim.methods import Applied, Method
+from pytest_llmslim.methods.layerwise import checked
 from pytest_llmslim.methods.linears import check_forward
 from pytest_llmslim.methods.student import in_float32
-from pytest_llmslim.methods.training import Course, train
-from pytest_llmslim.models.storage import weights_hash
+from pytest_llmslim.methods.training import TEXTS, Course, train
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from pytest_llmslim.methods import Context
     from pytest_llmslim.methods.student import Pair
     from pytest_llmslim.methods.training import Loss
-
-TEXTS = 1024
-"""Windows of text that a course reads at most before it begins again."""
 
 BEFORE = 0.7
 """Share of the steps of a method whose student writes that learn from the text first, by cross entropy.
@@ -73,13 +69,8 @@ def texts(method: Distillation, context: Context, name: str, *, most: int = TEXT
         CompressionError: there is no text, or windows of fewer than two tokens.
     """
     windows = context.windows(min(method.steps * method.batch, most))
-    if windows is None or windows.dim() != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
-        got = "none" if windows is None else f"shape {list(windows.shape)}"
-        raise CompressionError(
-            f"{name} on {context.label}: a student learns from windows of text of two tokens or more, got {got}; "
-            "give a longer text"
-        )
-    return windows.to(context.device)
+    rule = f"{name} on {context.label}: a student learns from windows of text"
+    return checked(windows, rule, "give a longer text").to(context.device)
 
 
 def prompt_and_response(windows: torch.Tensor) -> tuple[int, int]:
@@ -97,10 +88,11 @@ def learn(
     Raises:
         CompressionError: the loss, or the trained model's logits, are not finite.
     """
-    identity = f"{method!r} {weights_hash(pair.teacher) if context.checkpoints else ''}"
     with in_float32(pair.student):
         parameters = dict(pair.student.named_parameters())
-        trained = train(name, pair.student, parameters, loss, course, context, identity=identity)
+        trained = train(
+            name, pair.student, parameters, loss, course, context, teacher=pair.teacher, identity=repr(method)
+        )
     check_forward(pair.student, name, context)
     said = trained.sentence
     if before:

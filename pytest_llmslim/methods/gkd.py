@@ -32,7 +32,7 @@ from pytest_llmslim.methods.distillation import (
 from pytest_llmslim.methods.generation import sample
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.methods.student import AUTO, check_student, pair
-from pytest_llmslim.methods.token_loss import Piece, cross_entropy, kl, mean_loss
+from pytest_llmslim.methods.token_loss import Piece, cross_entropy, kl, mean_loss, softened
 from pytest_llmslim.methods.training import batch_of
 
 if TYPE_CHECKING:
@@ -98,9 +98,7 @@ class GKD:
 
     def cost(self, piece: Piece) -> torch.Tensor:
         """The loss of each prediction [n], in nats."""
-        teacher, student = (
-            (each / self.temperature).log_softmax(-1) for each in (piece.teacher, piece.student)
-        )
+        teacher, student = softened(piece, self.temperature)
         return jsd(teacher, student, self.beta)
 
 

@@ -24,7 +24,7 @@ from pytest_llmslim.methods.distillation import check_course, course_for, learn,
 from pytest_llmslim.methods.generation import sample
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.methods.student import AUTO, check_student, pair
-from pytest_llmslim.methods.token_loss import Piece, cross_entropy, kl, mean_loss
+from pytest_llmslim.methods.token_loss import Piece, cross_entropy, kl, mean_loss, softened
 from pytest_llmslim.methods.training import batch_of
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ class KD:
 
     def cost(self, piece: Piece) -> torch.Tensor:
         """The loss of each prediction [n], in nats."""
-        teacher, student = (
-            (each / self.temperature).log_softmax(-1) for each in (piece.teacher, piece.student)
-        )
+        teacher, student = softened(piece, self.temperature)
         soft = self.temperature**2 * kl(teacher, student)
         return self.alpha * soft + (1 - self.alpha) * cross_entropy(piece)
 

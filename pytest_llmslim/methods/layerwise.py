@@ -69,13 +69,24 @@ def calibration(context: Context, method: str, samples: int) -> torch.Tensor:
     Raises:
         CompressionError: the run has no text for calibration.
     """
-    windows = context.windows(samples)
+    rule, remedy = "the method learns from calibration windows", "give a longer text with --llm-text"
+    return checked(context.windows(samples), f"{method} on {context.label}: {rule}", remedy)
+
+
+def checked(windows: torch.Tensor | None, rule: str, remedy: str) -> torch.Tensor:
+    """`windows` that something can be learnt from, int64 [n, window].
+
+    Args:
+        windows: what the run has, or `None`.
+        rule: subject and rule of the error, which ends in what the windows are.
+        remedy: its last part.
+
+    Raises:
+        CompressionError: there are none, or they hold fewer than two tokens.
+    """
     if windows is None or windows.dim() != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         got = "none" if windows is None else f"shape {list(windows.shape)}"
-        raise CompressionError(
-            f"{method} on {context.label}: the method learns from calibration windows of two tokens or more, "
-            f"got {got}; give a longer text with --llm-text"
-        )
+        raise CompressionError(f"{rule} of two tokens or more, got {got}; {remedy}")
     return windows
 
 
@@ -85,8 +96,7 @@ def visits(module: nn.Module, windows: torch.Tensor, context: Context, method: s
     While a block is handed out it may be changed in place, its linears replaced too; the inputs of the next one
     are what it gives afterwards.
     """
-    first, arguments = _entrance(module, windows)
-    hidden = first
+    hidden, arguments = _entrance(module, windows)
     for index in range(len(arguments)):
         layer = Blocks(module).layers[index]
         context.tell(f"{method}: layer {index + 1} of {len(arguments)}")

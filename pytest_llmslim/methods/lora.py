@@ -21,16 +21,14 @@ from torch.sparse import SparseSemiStructuredTensor
 
 from pytest_llmslim.errors import CompressionError
 from pytest_llmslim.methods import Applied, Context
-from pytest_llmslim.methods.layerwise import calibration
 from pytest_llmslim.methods.linears import check_forward, effective_weight, is_plain
 from pytest_llmslim.methods.low_rank import LowRank, merge
 from pytest_llmslim.methods.parameters import check_choice, check_number
 from pytest_llmslim.methods.requantize import requantized, requantizes
 from pytest_llmslim.methods.semi_structured import make_dense, speed_up
 from pytest_llmslim.methods.token_loss import cross_entropy, divergence, mean_loss, reference_for
-from pytest_llmslim.methods.training import Course, batch_of, train
+from pytest_llmslim.methods.training import Course, batch_of, text_for, train
 from pytest_llmslim.models.blocks import Blocks
-from pytest_llmslim.models.storage import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
     from pytest_llmslim.methods.training import Trained
 
 TARGETS: Final = ("all", "attention", "feed-forward")
-
-TEXTS: Final = 1024
-"""Windows of text that a course reads at most before it begins again."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class LoRA:
             CompressionError: no text, a linear that cannot be merged although that was asked for, or a loss that is
                 not finite.
         """
-        windows = calibration(context, "lora", min(self.steps * self.batch, TEXTS)).to(context.device)
+        windows = text_for(self._course, context, "lora")
         linears = Blocks(module).linears()
         chosen = self._chosen(module)
         merging = {name for name in chosen if self._merges(name, linears[name], context)}
@@ -151,7 +146,6 @@ class LoRA:
     ) -> tuple[Trained, str]:
         """How the training went, and what was learnt from."""
         teacher = reference_for(module, context)
-        told = weights_hash(teacher) if teacher is not None and context.checkpoints else ""
         parameters = {
             f"{name}.{factor}": getattr(term, factor)
             for name, term in terms.items()
@@ -169,7 +163,8 @@ class LoRA:
             loss,
             self._course,
             context,
-            identity=f"{self!r} {told}",
+            teacher=teacher,
+            identity=repr(self),
             keep_zeros=False,
         )
         return trained, "the text" if teacher is None else "the uncompressed model"

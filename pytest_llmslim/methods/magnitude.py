@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_llmslim.methods import Applied, Context
-from pytest_llmslim.methods.linears import check_forward, float_linears
-from pytest_llmslim.methods.masks import HALF, check_zeros, counted, smallest, smallest_of_groups
+from pytest_llmslim.methods.linears import float_linears
+from pytest_llmslim.methods.masks import check_zeros, settled, share_of, smallest, smallest_of_groups
 from pytest_llmslim.methods.parameters import pattern_of
-from pytest_llmslim.methods.semi_structured import speed_up
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pytest_llmslim.methods import Applied, Context
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,11 @@ class Magnitude:
         linears = float_linears(module, "magnitude", context)
         for linear in linears.values():
             self._prune(linear)
-        said = counted("magnitude", linears, self.pattern)
-        simulated = speed_up(linears, self.pattern)
-        check_forward(module, "magnitude", context)
-        return Applied(module, said, simulated)
+        return settled("magnitude", module, linears, self.pattern, context)
 
     def _prune(self, linear: nn.Linear) -> None:
         if self.pattern is None:
-            zero_smallest(linear, HALF if self.sparsity is None else self.sparsity)
+            zero_smallest(linear, share_of(self.sparsity))
         else:
             kept, group = pattern_of("magnitude", self.pattern)
             weight = linear.weight.data

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_llmslim.methods import Applied
+from pytest_llmslim.methods.linears import check_forward
 from pytest_llmslim.methods.parameters import check_number, pattern_of, refuse
+from pytest_llmslim.methods.semi_structured import speed_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-HALF = 0.5
-"""The share when neither a share nor a pattern is given."""
+    from pytest_llmslim.methods import Context
+
+_HALF = 0.5
 
 
 def check_zeros(method: str, sparsity: float | None, pattern: str | None) -> None:
@@ -28,12 +32,18 @@ def check_zeros(method: str, sparsity: float | None, pattern: str | None) -> Non
         RecipeError: both are given, or a value is out of range.
     """
     if pattern is None:
-        share = HALF if sparsity is None else sparsity
-        check_number(method, "sparsity", share, "a number above 0 and below 1", low=1e-9, high=1 - 1e-9)
+        check_number(
+            method, "sparsity", share_of(sparsity), "a number above 0 and below 1", low=1e-9, high=1 - 1e-9
+        )
     elif sparsity is not None:
         refuse(method, "sparsity", "left out where a pattern is given", sparsity)
     else:
         pattern_of(method, pattern)
+
+
+def share_of(sparsity: float | None) -> float:
+    """The share that becomes zero: a half when neither it nor a pattern is given."""
+    return _HALF if sparsity is None else sparsity
 
 
 def zeros_first(score: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
@@ -71,6 +81,20 @@ def smallest_of_groups(score: torch.Tensor, kept: int, group: int) -> torch.Tens
     groups = score[:, :whole].reshape(-1, group)
     goes[:, :whole] = smallest_of_rows(groups, group - kept).reshape(rows, whole)
     return goes
+
+
+def settled(
+    method: str, module: nn.Module, linears: Mapping[str, nn.Linear], pattern: str | None, context: Context
+) -> Applied:
+    """What a pruner gives, once its zeros are in `linears`: fast 2:4 weights where there is hardware for them.
+
+    Raises:
+        CompressionError: the pruned model's logits are not finite.
+    """
+    said = counted(method, linears, pattern)
+    simulated = speed_up(linears, pattern)
+    check_forward(module, method, context)
+    return Applied(module, said, simulated)
 
 
 def counted(method: str, linears: Mapping[str, nn.Linear], pattern: str | None) -> str:

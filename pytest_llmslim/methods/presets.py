@@ -20,13 +20,12 @@ from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.depth import Depth
 from pytest_llmslim.methods.hidden import Hidden
 from pytest_llmslim.methods.kd import KD
-from pytest_llmslim.methods.layerwise import calibration
 from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.parameters import check_number, refuse
 from pytest_llmslim.methods.shear import Shear, check_shape
 from pytest_llmslim.methods.student import in_float32
 from pytest_llmslim.methods.token_loss import cross_entropy, mean_loss
-from pytest_llmslim.methods.training import Course, batch_of, train
+from pytest_llmslim.methods.training import Course, batch_of, text_for, train
 from pytest_llmslim.methods.width import Width
 from pytest_llmslim.models.storage import copy_model
 
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_llmslim.methods import Method
-
-_TEXTS = 1024  # windows at most, before the text begins again
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ class OnText:
         """
         float_linears(module, "sheared", context)
         course = Course(self.steps, self.batch, self.rate)
-        windows = calibration(context, "sheared", min(self.steps * self.batch, _TEXTS)).to(context.device)
+        windows = text_for(course, context, "sheared")
 
         def loss(step: int, _generator: torch.Generator) -> torch.Tensor:
             return mean_loss(cross_entropy, module, batch_of(windows, course, step, context.seed))

@@ -21,21 +21,16 @@ from torch.nn.utils import parametrize
 
 from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.grid import Grid, check_grid
-from pytest_llmslim.methods.layerwise import calibration
 from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.packed import SIMULATED, PackedLinear, packed_sentence
 from pytest_llmslim.methods.student import in_float32
 from pytest_llmslim.methods.token_loss import cross_entropy, divergence, mean_loss, reference_for
-from pytest_llmslim.methods.training import Course, batch_of, train
-from pytest_llmslim.models.storage import weights_hash
+from pytest_llmslim.methods.training import Course, batch_of, text_for, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_llmslim.methods.training import Trained
-
-TEXTS = 1024
-"""Windows of text that a course reads at most before it begins again."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ class QAT:
                 not finite.
         """
         linears = float_linears(module, "qat", context)
-        windows = calibration(context, "qat", min(self.steps * self.batch, TEXTS)).to(context.device)
+        windows = text_for(self._course, context, "qat")
         teacher = reference_for(module, context)
         with in_float32(module):
             trained = self._train(module, linears, windows, teacher, context)
@@ -107,7 +102,6 @@ class QAT:
         teacher: nn.Module | None,
         context: Context,
     ) -> Trained:
-        told = weights_hash(teacher) if teacher is not None and context.checkpoints else ""
         measure = cross_entropy if teacher is None else divergence
 
         def loss(step: int, _generator: torch.Generator) -> torch.Tensor:
@@ -116,7 +110,9 @@ class QAT:
 
         weights = {f"{name}.weight": linear.weight for name, linear in linears.items()}
         with rounding(linears.values(), self.grid):
-            return train("qat", module, weights, loss, self._course, context, identity=f"{self!r} {told}")
+            return train(
+                "qat", module, weights, loss, self._course, context, teacher=teacher, identity=repr(self)
+            )
 
 
 class Rounded(nn.Module):

@@ -23,11 +23,10 @@ from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.gated import HEADS, HIDDEN, INNER, LAYERS, gated, sizes
 from pytest_llmslim.methods.hard_concrete import BOUNDS, constraint, sample
 from pytest_llmslim.methods.importance import strongest
-from pytest_llmslim.methods.layerwise import calibration
 from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.methods.token_loss import cross_entropy, mean_loss
-from pytest_llmslim.methods.training import Course, Trained, batch_of, train
+from pytest_llmslim.methods.training import Course, Trained, batch_of, text_for, train
 from pytest_llmslim.models.blocks import Blocks
 from pytest_llmslim.models.hidden_shape import check_hidden, keep_hidden
 from pytest_llmslim.models.shapes import (
@@ -47,7 +46,6 @@ _WORDS = {LAYERS: "layers", HEADS: "heads", INNER: "feed-forward channels", HIDD
 _BEGIN = 2.0  # log_alpha of all gates at first: open with a probability of 0.97
 _RAMP = 0.2  # share of the steps in which the target falls from everything to what is wanted
 _PULL = 2.0  # nats a share by which a multiplier moves where log_alpha moves by 1
-_TEXTS = 1024  # windows at most, before the text begins again
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Shear:
     ) -> tuple[dict[str, torch.Tensor], Trained]:
         """log_alpha [rows, gates] of each kind after the course."""
         course, device = self._course, next(module.parameters()).device
-        windows = calibration(context, "shear", min(self.steps * self.batch, _TEXTS)).to(device)
+        windows = text_for(course, context, "shear").to(device)
         rows = {kind: sizes(module)[kind] for kind in targets}
         masks = {kind: torch.nn.Parameter(torch.full(rows[kind], _BEGIN, device=device)) for kind in targets}
         pulls = {kind: torch.nn.Parameter(torch.zeros(rows[kind][0], 2, device=device)) for kind in targets}

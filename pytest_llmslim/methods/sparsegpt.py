@@ -19,23 +19,23 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.hessian import factors, hessians
 from pytest_llmslim.methods.layerwise import calibration, visits
-from pytest_llmslim.methods.linears import check_forward, float_linears
+from pytest_llmslim.methods.linears import float_linears
 from pytest_llmslim.methods.masks import (
-    HALF,
     check_zeros,
-    counted,
+    settled,
+    share_of,
     smallest,
     smallest_of_groups,
     zeros_first,
 )
 from pytest_llmslim.methods.parameters import check_number, pattern_of
-from pytest_llmslim.methods.semi_structured import speed_up
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pytest_llmslim.methods import Applied, Context
 
 BLOCK: Final = 128
 """Inputs for which a mask is chosen at once, and after which the rest of the weight is brought up to date."""
@@ -84,16 +84,12 @@ class SparseGPT:
             for name, factor in factors(hessians(visit), self.damp, f"sparsegpt on {context.label}"):
                 weight = linears[name].weight.data
                 weight.copy_(self.prune(weight, factor))
-        said = counted("sparsegpt", linears, self.pattern)
-        simulated = speed_up(linears, self.pattern)
-        check_forward(module, "sparsegpt", context)
-        return Applied(module, said, simulated)
+        return settled("sparsegpt", module, linears, self.pattern, context)
 
     def prune(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The pruned `weight` [out, in] under the factor [in, in] of its inverse Hessian."""
         if self.pattern is None:
-            share = HALF if self.sparsity is None else self.sparsity
-            return walk(weight, factor, by_share(weight, share), BLOCK)
+            return walk(weight, factor, by_share(weight, share_of(self.sparsity)), BLOCK)
         kept, group = pattern_of("sparsegpt", self.pattern)
         return walk(weight, factor, by_group(kept, group), group)
 

@@ -110,9 +110,14 @@ def kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (first.exp() * (first - second)).sum(dim=-1)
 
 
+def softened(piece: Piece, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithms of probabilities [n, vocabulary] at a temperature: the teacher's, the student's."""
+    return (piece.teacher / temperature).log_softmax(-1), (piece.student / temperature).log_softmax(-1)
+
+
 def divergence(piece: Piece) -> torch.Tensor:
     """KL(teacher || student) of each prediction [n], in nats."""
-    return kl(piece.teacher.log_softmax(-1), piece.student.log_softmax(-1))
+    return kl(*softened(piece))
 
 
 def reference_for(module: nn.Module, context: Context) -> nn.Module | None:

@@ -22,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pytest_llmslim.errors import CompressionError
+from pytest_llmslim.methods.layerwise import calibration
 from pytest_llmslim.methods.parameters import check_number
 from pytest_llmslim.models.storage import weights_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 EVERY_S = 30.0
 """Seconds between two checkpoints."""
+TEXTS = 1024
+"""Windows of text that a course reads at most before it begins again."""
 _CLIP = 1.0  # largest norm of the gradient
 _WARM = 0.1  # share of the steps in which the rate rises
 _LAST = 0.1  # share of the rate that is left at the end
@@ -111,6 +114,7 @@ def train(
     course: Course,
     context: Context,
     *,
+    teacher: nn.Module | None = None,
     identity: str = "",
     keep_zeros: bool = True,
 ) -> Trained:
@@ -125,6 +129,7 @@ def train(
         loss: see `Loss`. Whatever it draws comes from the generator it is given.
         course: steps, batch and rate.
         context: seed, progress and checkpoints.
+        teacher: what `loss` learns from; part of what a checkpoint is known by.
         identity: what else the result depends on (the method's parameters); part of the checkpoint's name.
         keep_zeros: off for parameters that begin at zero.
 
@@ -139,7 +144,7 @@ def train(
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters.values(), lr=course.rate, weight_decay=0.0, betas=(0.9, 0.95))
-    shelf = _Shelf.of(method, module, course, context, identity)
+    shelf = _Shelf.of(method, [module, teacher], course, context, identity)
     begin, losses = shelf.take(parameters, optimizer) if shelf else (0, [])
     module.eval()
     try:
@@ -164,6 +169,15 @@ def train(
         shelf.clear()
     tenth = max(1, len(losses) // 10)
     return Trained(sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, course.steps, resumed_at=begin)
+
+
+def text_for(course: Course, context: Context, method: str) -> torch.Tensor:
+    """The windows [n, window] that a course reads, on the device of the run.
+
+    Raises:
+        CompressionError: the run has no text for calibration.
+    """
+    return calibration(context, method, min(course.steps * course.batch, TEXTS)).to(context.device)
 
 
 def batch_of(windows: torch.Tensor, course: Course, step: int, seed: int) -> torch.Tensor:
@@ -226,12 +240,13 @@ class _Shelf:
 
     @classmethod
     def of(
-        cls, method: str, module: nn.Module, course: Course, context: Context, identity: str
+        cls, method: str, models: Sequence[nn.Module | None], course: Course, context: Context, identity: str
     ) -> _Shelf | None:
         if context.checkpoints is None:
             return None
         run = f"{method} {identity} {course} {context.seed} {context.device}"
-        known = f"{run} {_text_hash(context)} {weights_hash(module)}"
+        weights = " ".join(weights_hash(model) for model in models if model is not None)
+        known = f"{run} {_text_hash(context)} {weights}"
         name = "".join(c if c.isalnum() else "-" for c in method)
         digest = hashlib.sha256(known.encode()).hexdigest()[:16]
         return cls(context.checkpoints / f"{name}-{digest}.safetensors", time.monotonic())

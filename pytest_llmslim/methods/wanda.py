@@ -14,25 +14,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_llmslim.methods import Applied, Context
 from pytest_llmslim.methods.hessian import check_finite
 from pytest_llmslim.methods.importance import input_norms
 from pytest_llmslim.methods.layerwise import calibration, visits
-from pytest_llmslim.methods.linears import check_forward, float_linears
+from pytest_llmslim.methods.linears import float_linears
 from pytest_llmslim.methods.masks import (
-    HALF,
     check_zeros,
-    counted,
+    settled,
+    share_of,
     smallest_of_groups,
     smallest_of_rows,
     zeros_first,
 )
 from pytest_llmslim.methods.parameters import check_number, pattern_of
-from pytest_llmslim.methods.semi_structured import speed_up
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from pytest_llmslim.methods import Applied, Context
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,10 @@ class Wanda:
                 weight = linears[name].weight.data
                 score = zeros_first(weight.abs() * norms, weight == 0)
                 weight.masked_fill_(self._goes(score), 0)
-        said = counted("wanda", linears, self.pattern)
-        simulated = speed_up(linears, self.pattern)
-        check_forward(module, "wanda", context)
-        return Applied(module, said, simulated)
+        return settled("wanda", module, linears, self.pattern, context)
 
     def _goes(self, score: torch.Tensor) -> torch.Tensor:
         """Mask of the weights that become zero, by `score` [out, in]."""
         if self.pattern is None:
-            share = HALF if self.sparsity is None else self.sparsity
-            return smallest_of_rows(score, round(share * score.shape[1]))
+            return smallest_of_rows(score, round(share_of(self.sparsity) * score.shape[1]))
         return smallest_of_groups(score, *pattern_of("wanda", self.pattern))
