@@ -18,6 +18,7 @@ from pytest_llmslim.models.storage import parameter_count, stored_bytes
 from pytest_llmslim.records import (
     Divergence,
     Estimate,
+    Evaluation,
     Key,
     Reading,
     Record,
@@ -113,9 +114,12 @@ class Bench:
         subject = f"{name} on {self._case.label}"
         key = Key(self._suite, self._test, self._case.label, name)
         level = self._session.level(key, self._thresholds)
+        evaluations = self._session.examiner.examine(
+            self._case, made, subject
+        )  # before, since opt may rest on them
 
         def judged(measured: Measured) -> Record:
-            return self._judged(self._record(made, measured, key, subject), level)
+            return self._judged(self._record(made, measured, evaluations, key, subject), level)
 
         measured = self._run(made, subject, lambda measured: self._undecided(judged(measured)))
         self._session.check_reference(self._case.model, subject)
@@ -180,7 +184,14 @@ class Bench:
             decided=sum(outcome != "not comparable" for outcome in outcomes), failed=outcomes.count("failed")
         )
 
-    def _record(self, made: Candidate, measured: Measured, key: Key, subject: str) -> Record:
+    def _record(
+        self,
+        made: Candidate,
+        measured: Measured,
+        evaluations: tuple[Evaluation, ...],
+        key: Key,
+        subject: str,
+    ) -> Record:
         session, passage = self._session, self.text
         reference = _side(
             self.reference.module,
@@ -215,6 +226,7 @@ class Bench:
             metering=session.meter.metering(),
             carbon=session.carbon,
             notes=(*passage.notes, *measured.notes),
+            evaluations=evaluations,
         )
 
 

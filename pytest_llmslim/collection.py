@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from pytest_llmslim.evals import Comparator, Evaluator
     from pytest_llmslim.gate import Thresholds
+    from pytest_llmslim.recipe import Step
     from pytest_llmslim.settings import Settings
 
 
@@ -33,6 +35,7 @@ class Case(NamedTuple):
         keywords: of the test's markers.
         part: whether the recipe is only a part of one that the test is about, measured for `--llm-ablate`: it has
             no limits to keep and no baseline.
+        evaluations: beyond perplexity, as asked for and made.
     """
 
     model: str
@@ -40,6 +43,7 @@ class Case(NamedTuple):
     registry: Registry
     keywords: dict[str, Any]
     part: bool = False
+    evaluations: tuple[tuple[Step, Evaluator | Comparator], ...] = ()
 
     @property
     def label(self) -> str:
@@ -66,7 +70,36 @@ def registry_for(node: Any) -> Registry:  # noqa: ANN401  # an item, or pytest's
     return Registry([*BUILTIN_METHODS, *(spec for specs in contributed for spec in specs)])
 
 
-def cases(settings: Settings, registry: Registry, keywords: dict[str, Any]) -> list[Case]:
+def evaluations_for(
+    node: Any,  # noqa: ANN401  # an item, or pytest's private FunctionDefinition
+    settings: Settings,
+    keywords: dict[str, Any],
+) -> tuple[tuple[Step, Evaluator | Comparator], ...]:
+    """The evaluations of a test, ours and those that its and its parents' conftest.py files bring.
+
+    Raises:
+        SlimError: one is not known, or has bad parameters.
+    """
+    marked = keywords.get("evals", ())
+    if not (marked or settings.evaluations or settings.slices):
+        return ()
+    from pytest_llmslim import evaluations
+    from pytest_llmslim.eval_catalogue import BUILTIN_EVALUATIONS
+
+    contributed = node.ihook.pytest_llmslim_evals(config=node.config)
+    specs = [*BUILTIN_EVALUATIONS, *(spec for specs in contributed for spec in specs)]
+    registry = Registry(specs, "evaluation")
+    steps = evaluations.wanted(settings, marked, registry)
+    evaluations.check_quality(settings.quality, [step.text for step in steps])
+    return tuple((step, evaluations.instantiate(step, registry)) for step in steps)
+
+
+def cases(
+    settings: Settings,
+    registry: Registry,
+    keywords: dict[str, Any],
+    evaluations: tuple[tuple[Step, Evaluator | Comparator], ...] = (),
+) -> list[Case]:
     """The cases of one test; empty when `--llm-recipe` names nothing that the test takes.
 
     Raises:
@@ -84,7 +117,11 @@ def cases(settings: Settings, registry: Registry, keywords: dict[str, Any]) -> l
         raise SettingError(
             f"Two models are both called {twice}, and their results could not be told apart; rename a folder."
         )
-    found = [Case(model, recipe, registry, keywords) for model in models for recipe in recipes]
+    found = [
+        Case(model, recipe, registry, keywords, evaluations=evaluations)
+        for model in models
+        for recipe in recipes
+    ]
     return _with_parts(found) if settings.ablate else found
 
 
@@ -118,7 +155,8 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> list[str]:
     try:
         keywords = marker.read(definition.iter_markers("llm"))
         settings.thresholds(**keywords)  # read here for its errors
-        found = cases(settings, registry_for(definition), keywords)
+        asked = evaluations_for(definition, settings, keywords)
+        found = cases(settings, registry_for(definition), keywords, asked)
         errors = []
     except SlimError as error:
         found, errors = [], [f"{definition.nodeid}: {error}"]

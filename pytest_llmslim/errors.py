@@ -22,7 +22,7 @@ class RecipeError(SlimError, ValueError):
 
 
 class MissingPackageError(RecipeError):
-    """A method needs a package that is not installed."""
+    """A method or an evaluation needs a package that is not installed."""
 
 
 class CompressionError(SlimError):
@@ -31,6 +31,10 @@ class CompressionError(SlimError):
 
 class NothingCompressedError(CompressionError):
     """The candidate equals the reference: nothing was compressed."""
+
+
+class EvaluationError(SlimError, ValueError):
+    """An evaluation is unknown, has bad parameters, lacks its data, or cannot be run on this model."""
 
 
 class MeasurementError(SlimError):

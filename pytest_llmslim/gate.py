@@ -35,13 +35,15 @@ NOISY: Final[tuple[Axis, ...]] = ("time", "wall", "energy", "opt")
 class Thresholds:
     """What a test will not ship; `None`: no limit.
 
-    Increases are fractions over the reference (0.03: three percent), `max_opt` is a score.
+    Increases are fractions over the reference (0.03: three percent), `max_opt` is a score. `max_accuracy_drop`
+    holds for every evaluation that has a metric: the share by which it may get worse.
 
     Raises:
         SettingError: a limit that is not finite, an increase of -1 or below, or a score of 0 or below.
     """
 
     max_perplexity_increase: float | None = None
+    max_accuracy_drop: float | None = None
     max_time_increase: float | None = None
     max_energy_increase: float | None = None
     max_opt: float | None = None

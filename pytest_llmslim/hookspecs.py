@@ -25,3 +25,16 @@ def pytest_llmslim_methods(config: pytest.Config) -> Sequence[Spec]:  # type: ig
 
     A name that is taken already is an error that names both origins.
     """
+
+
+@pytest.hookspec
+def pytest_llmslim_evals(config: pytest.Config) -> Sequence[Spec]:  # type: ignore[empty-body]
+    """Add evaluations; they may be named with `--llm-eval` and in markers of tests below the implementing conftest.py.
+
+        @pytest.hookimpl(optionalhook=True)
+        def pytest_llmslim_evals(config):
+            haiku = "my_package.haiku:Haiku"
+            return [Spec("haiku", haiku, "syllables of three lines", ("poems",), origin="my_package")]
+
+    A name that is taken already is an error that names both origins.
+    """

@@ -9,8 +9,14 @@ from pytest_llmslim.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-THRESHOLDS = ("max_perplexity_increase", "max_time_increase", "max_energy_increase", "max_opt")
-KEYWORDS = ("model", "models", "recipe", "recipes", *THRESHOLDS)
+THRESHOLDS = (
+    "max_perplexity_increase",
+    "max_accuracy_drop",
+    "max_time_increase",
+    "max_energy_increase",
+    "max_opt",
+)
+KEYWORDS = ("model", "models", "recipe", "recipes", "eval", "evals", *THRESHOLDS)
 
 
 def read(markers: Iterable[Any]) -> dict[str, Any]:
@@ -51,7 +57,7 @@ def _check(marker: Any) -> None:  # noqa: ANN401  # pytest.Mark
 
 def _plural(keywords: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in keywords.items() if value is not None}
-    for one, many in (("model", "models"), ("recipe", "recipes")):
+    for one, many in (("model", "models"), ("recipe", "recipes"), ("eval", "evals")):
         if one in plain and many in plain:
             raise SettingError(f"@pytest.mark.llm takes {one} or {many}, got both.")
         if one in plain:

@@ -97,6 +97,43 @@ OPTIONS: tuple[Option, ...] = (
         "Start every window with the BOS token: always, never, or auto (as the tokenizer does).",
     ),
     Option(
+        "eval",
+        "list",
+        (),
+        "EVAL",
+        "Evaluate this too, e.g. arc_challenge, sms_spam, generation, latency or any task of lm-eval; repeatable.",
+    ),
+    Option("limit", "int", None, "N", "Questions of a task at most, a fixed sample; without it all of them."),
+    Option(
+        "data",
+        "path",
+        None,
+        "DIR",
+        "Folder of local tasks, so that they need no hub; docs/evaluations.md has its layouts.",
+    ),
+    Option(
+        "cache",
+        "path",
+        None,
+        "DIR",
+        "Keep what models answered there: the reference is asked once, an interrupted run goes on.",
+    ),
+    Option(
+        "quality",
+        "list",
+        (),
+        "MEASURE",
+        "What Q of opt is the mean of: perplexity, or a name of --llm-eval; repeatable. Without it perplexity and "
+        "every task whose reference is above chance.",
+    ),
+    Option(
+        "slices",
+        "list",
+        (),
+        "SLICE",
+        "Perplexity of a kind of text by itself: code, mathematics, languages, long, all, or a file; repeatable.",
+    ),
+    Option(
         "rounds",
         "int",
         None,
@@ -119,6 +156,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("max-time-increase", "percent", None, "PCT", "Fail when time grows by more, e.g. 10%%."),
     Option("max-energy-increase", "percent", None, "PCT", "Fail when energy grows by more, e.g. 10%%."),
+    Option(
+        "max-accuracy-drop",
+        "percent",
+        None,
+        "PCT",
+        "Fail when the metric of an evaluation gets worse by more than this share, e.g. 2%%.",
+    ),
     Option("max-opt", "number", None, "SCORE", "Fail when opt is higher; 1 is the reference itself."),
     Option(
         "regression",

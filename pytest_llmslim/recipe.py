@@ -16,7 +16,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
-from pytest_llmslim.errors import MissingPackageError, RecipeError
+from pytest_llmslim.errors import MissingPackageError, RecipeError, SlimError
 from pytest_llmslim.registry import DISTIL, NAME, PRUNE, QUANTIZE, RECOVER, SPARSIFY, Registry, Spec
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def parse(text: str, registry: Registry) -> Recipe:
     steps = steps_of(text)
     specs = [registry.get(step.name) for step in steps]
     for step, spec in zip(steps, specs, strict=True):
-        _check_parameters(step, spec)
+        check_parameters(step, spec, registry)
     _check_control(steps)
     _check_quantized_once(steps, specs)
     _check_order(steps, specs)
@@ -92,16 +92,9 @@ def instantiate(step: Step, registry: Registry) -> Method:
         RecipeError: the module or a package it needs is missing, the target is no method, or a value is
             refused by the method.
     """
-    spec = registry.get(step.name)
-    try:
-        method = _load(spec)(**dict(spec.preset) | dict(step.parameters))
-    except TypeError as error:
-        raise RecipeError(
-            f"method {spec.name!r} from {spec.origin} does not take the parameters its spec declares: {error}"
-        ) from error
-    except ImportError as error:  # of what the method needs only when it is used
-        raise _import_failure(spec, error) from error
+    method = made(step, registry)
     if not callable(getattr(method, "compress", None)):
+        spec = registry.get(step.name)
         raise RecipeError(
             f"method {spec.name!r} from {spec.origin} points to {spec.target}, "
             "which has no compress(module, context)"
@@ -109,28 +102,46 @@ def instantiate(step: Step, registry: Registry) -> Method:
     return cast("Method", method)
 
 
-def _load(spec: Spec) -> type:
+def made(step: Step, registry: Registry) -> object:
+    """What `step` names, a method or an evaluation, with its parameters; imports its module.
+
+    Raises:
+        SlimError: the module or a package it needs is missing, or a value is refused.
+    """
+    spec = registry.get(step.name)
+    try:
+        made: object = _load(spec, registry)(**dict(spec.preset) | dict(step.parameters))
+    except TypeError as error:
+        raise registry.error(
+            f"{registry.noun} {spec.name!r} from {spec.origin} does not take the parameters its spec declares: {error}"
+        ) from error
+    except ImportError as error:  # of what it needs only when it is used
+        raise _import_failure(spec, registry, error) from error
+    return made
+
+
+def _load(spec: Spec, registry: Registry) -> type:
     module, _, attribute = spec.target.partition(":")
     try:
         return cast("type", getattr(importlib.import_module(module), attribute))
     except ImportError as error:
-        raise _import_failure(spec, error) from error
+        raise _import_failure(spec, registry, error) from error
     except AttributeError as error:
-        raise RecipeError(
-            f"method {spec.name!r} from {spec.origin} has the target {spec.target}, but {error}"
+        raise registry.error(
+            f"{registry.noun} {spec.name!r} from {spec.origin} has the target {spec.target}, but {error}"
         ) from error
 
 
-def _import_failure(spec: Spec, error: ImportError) -> RecipeError:
+def _import_failure(spec: Spec, registry: Registry, error: ImportError) -> SlimError:
     package = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and sys.modules.get(package) is None:
         wanted = f"'pytest-llmslim[{spec.extra}]'" if spec.extra else package
         return MissingPackageError(
-            f"method {spec.name!r} needs the Python package {package}, which is not installed; "
+            f"{registry.noun} {spec.name!r} needs the Python package {package}, which is not installed; "
             f"run: pip install {wanted}"
         )
-    return RecipeError(
-        f"method {spec.name!r} from {spec.origin} cannot be imported: {error}; "
+    return registry.error(
+        f"{registry.noun} {spec.name!r} from {spec.origin} cannot be imported: {error}; "
         "reinstall the package that is named there"
     )
 
@@ -139,13 +150,20 @@ def _recipe(steps: tuple[Step, ...]) -> Recipe:
     return Recipe(steps, "+".join(step.text for step in steps))
 
 
-def _check_parameters(step: Step, spec: Spec) -> None:
+def check_parameters(step: Step, spec: Spec, registry: Registry) -> None:
+    """Refuse parameters that a spec fixes or does not have.
+
+    Raises:
+        SlimError: of the registry's kind; names the parameter and those that are known.
+    """
     for name, _ in step.parameters:
         if name in dict(spec.preset):
-            raise RecipeError(f"{spec.name} fixes {name}={dict(spec.preset)[name]} and takes no other value")
+            raise registry.error(
+                f"{spec.name} fixes {name}={dict(spec.preset)[name]} and takes no other value"
+            )
         if name not in spec.parameters:
             known = f"it takes {', '.join(spec.parameters)}" if spec.parameters else "it takes none"
-            raise RecipeError(f"{spec.name} has no parameter {name!r}; {known}")
+            raise registry.error(f"{spec.name} has no parameter {name!r}; {known}")
 
 
 def _check_control(steps: tuple[Step, ...]) -> None:

@@ -6,92 +6,56 @@ carries how it came to be. A number that could not be had is `None` with a reaso
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from pytest_llmslim.evaluation_records import Evaluation, Figure, Flips, Question
+from pytest_llmslim.readings import Estimate, Method, Reading, no_estimate, unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SCHEMA = 2
+__all__ = [
+    "SCHEMA",
+    "WORST_FIRST",
+    "Against",
+    "Axis",
+    "Build",
+    "Carbon",
+    "Divergence",
+    "Estimate",
+    "Evaluation",
+    "Figure",
+    "Flips",
+    "Integrity",
+    "Key",
+    "Metering",
+    "Method",
+    "Outcome",
+    "Profile",
+    "Protocol",
+    "Question",
+    "Reading",
+    "Record",
+    "Samples",
+    "Sampling",
+    "Side",
+    "Verdict",
+    "no_estimate",
+    "unmeasured",
+    "worst",
+]
 
-Method = Literal["measured", "sampled", "estimated", "simulated", "unmeasured"]
-"""How a number was obtained. `sampled`: power readings integrated over time. `simulated`: it belongs to
-weights that were only rounded or masked, so no cost may be read off it."""
+SCHEMA = 2
 
 Outcome = Literal["passed", "failed", "inconclusive", "not comparable", "new"]
 
-Axis = Literal["integrity", "perplexity", "time", "wall", "energy", "opt"]
+Axis = Literal["integrity", "perplexity", "time", "wall", "energy", "opt", "evaluation"]
 
 Against = Literal["threshold", "baseline", "anchor", "integrity"]
 """What a verdict compares with. The anchor is the first accepted baseline, which updates leave as it is."""
 
 WORST_FIRST: tuple[Outcome, ...] = ("failed", "inconclusive", "not comparable", "new", "passed")
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One reading of a meter: a value with unit, source, method and resolution.
-
-    Args:
-        value: in `unit`; `None` exactly when `method` is `unmeasured`.
-        unit: `J`, `s`, `B` or `W`.
-        source: which counter or model gave it, e.g. `nvml-counter`, `rapl`, `codecarbon`, `perf_counter`.
-        method: see `Method`.
-        resolution: smallest step of the source, in seconds between updates; `None` when unknown.
-        reason: why there is no value, as a sentence; empty when there is one.
-
-    Raises:
-        ValueError: a value that is not finite and positive, a value on an unmeasured reading, or an
-            unmeasured reading without a reason. A meter that returns 0 J has failed.
-    """
-
-    value: float | None
-    unit: str
-    source: str
-    method: Method
-    resolution: float | None = None
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        if self.method == "unmeasured":
-            if self.value is not None or not self.reason:
-                raise ValueError(f"an unmeasured reading has a reason and no value, got {self!r}")
-        elif self.value is None or not math.isfinite(self.value) or self.value <= 0:
-            raise ValueError(f"a {self.method} reading is finite and above 0, got {self.value!r} {self.unit}")
-
-
-def unmeasured(unit: str, source: str, reason: str) -> Reading:
-    """A reading that could not be had, and why."""
-    return Reading(None, unit, source, "unmeasured", None, reason)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A ratio candidate / reference (or a score) with its confidence interval.
-
-    `value`, `low` and `high` are all `None` when `method` is `unmeasured` or `simulated`; `reason` then says
-    why. `n` counts what the interval rests on: blocks for time and energy, windows of text for quality. With
-    too few of them there is a value without bounds: `low` is 0 and `high` infinite.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    method: Method
-    source: str
-    reason: str = ""
-
-    @property
-    def known(self) -> bool:
-        """Whether there is a number."""
-        return self.value is not None
-
-
-def no_estimate(reason: str, *, method: Method = "unmeasured", source: str = "none") -> Estimate:
-    """An estimate that could not be had, and why."""
-    return Estimate(None, None, None, 0, method, source, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +116,18 @@ class Divergence:
     """How far the candidate's next-token distributions are from the reference's, over all scored tokens.
 
     `mean_kl` is KL(reference || candidate) in nats a token, `low` and `high` its 95 % interval over windows of
-    text (`None`: one window); `top1` the share of tokens with the same likeliest token.
+    text (`None`: one window); `top1` the share of tokens with the same likeliest token. `median_kl` and `kl_999`
+    are quantiles over tokens, 0.5 and 0.999; `rms_dp` the root of the mean squared change of the probability of the
+    token that really comes next. `None`: stored before they were measured.
     """
 
     mean_kl: float
     top1: float
     low: float | None = None
     high: float | None = None
+    median_kl: float | None = None
+    kl_999: float | None = None
+    rms_dp: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +208,9 @@ class Sampling:
     wall_over_cpu: float | None = None
 
 
+_GROSS = unmeasured("W", "none", "idle power is not subtracted")
+
+
 @dataclass(frozen=True, slots=True)
 class Metering:
     """What belongs to the energy readings of a record besides their source.
@@ -251,7 +223,7 @@ class Metering:
     """
 
     policy: Literal["gross", "net"] = "gross"
-    idle_w: Reading = Reading(None, "W", "none", "unmeasured", None, "idle power is not subtracted")
+    idle_w: Reading = _GROSS
     second_source: str = ""
     second_ratio: float | None = None
 
@@ -269,7 +241,8 @@ class Carbon:
 class Verdict:
     """One decision of the gate on one axis, with its sentence (subject, rule, got, next step).
 
-    `more`: it is inconclusive, and more blocks of the same measurement may decide it.
+    `more`: it is inconclusive, and more blocks of the same measurement may decide it. `evaluation`: which one, on
+    that axis.
     """
 
     axis: Axis
@@ -277,6 +250,7 @@ class Verdict:
     sentence: str
     against: Against = "threshold"
     more: bool = False
+    evaluation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +280,7 @@ class Record:
     carbon: Carbon | None = None
     notes: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = field(default=())
+    evaluations: tuple[Evaluation, ...] = ()
 
     @property
     def outcome(self) -> Outcome:

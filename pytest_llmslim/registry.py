@@ -1,4 +1,4 @@
-"""Names of methods, as lazy targets: listing and checking them imports none."""
+"""Names of methods and evaluations, as lazy targets: listing and checking them imports none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pytest_llmslim.errors import RecipeError
+from pytest_llmslim.errors import EvaluationError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,11 +25,12 @@ RECOVER: Final = 40
 
 
 class Spec(NamedTuple):
-    """Where a method is found, and what a recipe may say about it.
+    """Where a method or an evaluation is found, and what may be said about it.
 
     Args:
         name: as written in a recipe; a letter, then letters, digits, `_`, `.`, `/` or `-`.
-        target: `package.module:attribute` of a frozen dataclass with `compress(module, context)`.
+        target: `package.module:attribute` of a frozen dataclass with `compress(module, context)`; of an evaluation,
+            with `answers(model, context)` or `compare(reference, candidate, context, meter)`.
         summary: one line for listings.
         parameters: the names of those fields of the dataclass that a recipe may set.
         stage: what kind of step it is, which decides where it may stand in a recipe and which invariants it is
@@ -52,34 +53,43 @@ class Spec(NamedTuple):
 
 
 class Registry:
-    """Methods by name.
+    """Methods, or evaluations, by name.
+
+    Args:
+        specs: of all of them.
+        noun: `method` or `evaluation`, for messages; the errors are `RecipeError` or `EvaluationError`.
 
     Raises:
-        RecipeError: two different specs of one name, or a spec whose name or target is malformed.
+        SlimError: two different specs of one name, or a spec whose name or target is malformed.
     """
 
-    def __init__(self, specs: Iterable[Spec]) -> None:
+    def __init__(self, specs: Iterable[Spec], noun: str = "method") -> None:
+        self.noun = noun
+        self.error = RecipeError if noun == "method" else EvaluationError
         self._specs: dict[str, Spec] = {}
         for spec in specs:
             self._add(spec)
 
     def _add(self, spec: Spec) -> None:
         if not NAME.fullmatch(spec.name):
-            raise RecipeError(
-                f"the method name {spec.name!r} from {spec.origin} is a letter followed by letters, digits, "
+            raise self.error(
+                f"the {self.noun} name {spec.name!r} from {spec.origin} is a letter followed by letters, digits, "
                 "'_', '.', '/' or '-'; rename it"
             )
         if not TARGET.fullmatch(spec.target):
-            raise RecipeError(
-                f"method {spec.name!r} from {spec.origin} has a target like 'package.module:attribute', "
+            raise self.error(
+                f"{self.noun} {spec.name!r} from {spec.origin} has a target like 'package.module:attribute', "
                 f"got {spec.target!r}"
             )
         known = self._specs.setdefault(spec.name, spec)
         if known != spec:
-            raise RecipeError(
-                f"method {spec.name!r} is registered twice, by {known.origin} ({known.target}) and by "
+            raise self.error(
+                f"{self.noun} {spec.name!r} is registered twice, by {known.origin} ({known.target}) and by "
                 f"{spec.origin} ({spec.target}); rename one of them"
             )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._specs
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted, so that every xdist worker sees the same order."""
@@ -89,12 +99,12 @@ class Registry:
         """The spec of that name.
 
         Raises:
-            RecipeError: no such method; names the nearest ones and all that are known.
+            SlimError: no such name; names the nearest ones and all that are known.
         """
         spec = self._specs.get(name)
         if spec is None:
-            raise RecipeError(
-                f"there is no method {name!r}{self._nearest(name)}; known are {self._listing()}"
+            raise self.error(
+                f"there is no {self.noun} {name!r}{self._nearest(name)}; known are {self._listing()}"
             )
         return spec
 

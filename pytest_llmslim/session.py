@@ -19,6 +19,7 @@ from pytest_llmslim.collection import model_label
 from pytest_llmslim.embedded.grammar import DOCUMENT_TOKENS
 from pytest_llmslim.errors import CompressionError, ModelError, SettingError
 from pytest_llmslim.evals import text as texts
+from pytest_llmslim.examining import Examiner
 from pytest_llmslim.fingerprint import library_versions, machine_fingerprint
 from pytest_llmslim.meters.intensity import intensity
 from pytest_llmslim.meters.ladder import choose_energy_meter
@@ -74,6 +75,7 @@ class Session:
         self._fingerprint: dict[str, str] | None = None
         self.device = _device(settings.device)
         self.store = Store(settings.baseline)
+        self.examiner = Examiner(self)
         self.progress: Callable[[str], Line] | None = None
         self._reference: LoadedModel | None = None
         self._reference_hash = ""

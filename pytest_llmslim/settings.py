@@ -171,6 +171,12 @@ class Settings:
         self.window: int | None = plain["window"]
         self.stride: int | None = plain["stride"]
         self.bos: str = plain["bos"]
+        self.evaluations: tuple[str, ...] = tuple(plain["eval"])
+        self.limit: int | None = plain["limit"]
+        self.data: Path | None = self._path("data", root, invocation) if plain["data"] else None
+        self.cache: Path | None = self._path("cache", root, invocation) if plain["cache"] else None
+        self.quality: tuple[str, ...] = tuple(plain["quality"])
+        self.slices: tuple[str, ...] = tuple(plain["slices"])
         self.rounds: int | None = plain["rounds"]
         self.max_rounds: int | None = plain["max-rounds"]
         self.device: str = plain["device"]
@@ -180,6 +186,7 @@ class Settings:
         self.max_perplexity_increase: float | None = plain["max-perplexity-increase"]
         self.max_time_increase: float | None = plain["max-time-increase"]
         self.max_energy_increase: float | None = plain["max-energy-increase"]
+        self.max_accuracy_drop: float | None = plain["max-accuracy-drop"]
         self.max_opt: float | None = plain["max-opt"]
         self.regression: float = plain["regression"]
         self.resolve: float = plain["resolve"]

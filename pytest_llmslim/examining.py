@@ -1,0 +1,98 @@
+"""Evaluations of a run: the reference is asked once, each candidate once, and answers are paired."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_llmslim.errors import SlimError
+from pytest_llmslim.evals import Answers, Comparator, EvalContext, Evaluator
+from pytest_llmslim.evals.cache import Cache
+from pytest_llmslim.evals.pairing import figures_only, paired
+from pytest_llmslim.pairs import names_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_llmslim.candidates import Candidate
+    from pytest_llmslim.collection import Case
+    from pytest_llmslim.records import Evaluation
+    from pytest_llmslim.session import Session
+
+
+class Examiner:
+    """Asks models, and remembers what the reference of this moment answered.
+
+    Args:
+        session: the run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._reference: dict[tuple[str, str], Answers] = {}
+
+    def examine(self, case: Case, candidate: Candidate, subject: str) -> tuple[Evaluation, ...]:
+        """All evaluations of a case, in the order in which they were asked for.
+
+        Raises:
+            SlimError: one of them cannot be run, with its name and the reason.
+        """
+        found = []
+        for step, evaluation in case.evaluations:
+            try:
+                found.append(self._one(case, candidate, subject, step.text, evaluation))
+            except SlimError as error:
+                raise type(error)(f"{step.text}: {error}") from None
+        return tuple(found)
+
+    def _one(
+        self, case: Case, candidate: Candidate, subject: str, name: str, evaluation: Evaluator | Comparator
+    ) -> Evaluation:
+        session = self._session
+        reference = session.reference(case.model).module
+        told = session.progress(subject).say if session.progress else None
+        first, second = names_of(subject)
+        asked = self._context(case, told, name)
+        torch.set_num_threads(session.settings.threads)
+        with torch.inference_mode():
+            if isinstance(evaluation, Comparator):
+                figures = evaluation.compare(
+                    reference, candidate.module, replace(asked, label=subject), session.meter
+                )
+                return figures_only(name, figures)
+            before = self._answers_of_reference(
+                case, evaluation, reference, replace(asked, label=first), name
+            )
+            context = replace(asked, label=second, weights_hash=candidate.weights_hash, reference=before)
+            after = evaluation.answers(candidate.module, context)
+        return paired(name, before, after, subject)
+
+    def _answers_of_reference(
+        self, case: Case, evaluation: Evaluator, reference: torch.nn.Module, context: EvalContext, name: str
+    ) -> Answers:
+        """Asked once a run; what that cost belongs to the first candidate."""
+        key = (context.weights_hash, name)
+        if key in self._reference:
+            return replace(self._reference[key], tokens=0, seconds=0.0)
+        self._reference[key] = evaluation.answers(reference, context)
+        return self._reference[key]
+
+    def _context(self, case: Case, told: Callable[[str], None] | None, name: str) -> EvalContext:
+        session = self._session
+        settings = session.settings
+        model = session.reference(case.model)
+        return EvalContext(
+            tokenizer=model.tokenizer,
+            device=session.device,
+            label=case.label,
+            seed=settings.seed,
+            passage=session.passage(case.model),
+            limit=settings.limit,
+            data=settings.data,
+            weights_hash=session.reference_hash(case.model),
+            cache=None if settings.cache is None else Cache(settings.cache),
+            progress=None if told is None else lambda what: told(f"{name}: {what}" if what else ""),
+            trust_remote_code=settings.trust_remote_code,
+        )
