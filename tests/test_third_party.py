@@ -1,4 +1,4 @@
-"""A method in a package of its own: installed, put through the invariants, and used in a recipe."""
+"""A method and an evaluation in packages of their own: installed, put through the invariants, and used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent / "third_party/llm_halve"
+SOURCES = [Path(__file__).parent / "third_party" / name for name in ("llm_halve", "llm_echo")]
 OWN_TEST = """
     import pytest
 
@@ -22,11 +22,11 @@ OWN_TEST = """
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder that pip installed the package to, without a network."""
+    """The folder that pip installed the packages to, without a network."""
     pytest.importorskip("hatchling", reason="hatchling, which builds the package, is not installed")
     target = tmp_path_factory.mktemp("site")
     options = "--quiet --no-deps --no-build-isolation --no-index --disable-pip-version-check --target".split()
-    command = [sys.executable, "-m", "pip", "install", *options, str(target), str(SOURCE)]
+    command = [sys.executable, "-m", "pip", "install", *options, str(target), *map(str, SOURCES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stderr
     return target
@@ -64,3 +64,21 @@ def test_its_method_stands_in_a_recipe(run_with, pytester, small):
 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["1  halve+int8 *"])
+
+
+def test_its_evaluation_is_asked_by_name(run_with, pytester, small):
+    """Of reference and candidate, and paired, although it knows of no pairs."""
+    pytester.makepyfile(test_own=OWN_TEST)
+    result = run_with(*small("--llm-eval", "echo(prompts=12)"))
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["  echo(prompts=12): echo, lower is better, n = 12", "*reference *", "*halve+int8 *"])
+
+
+def test_its_evaluation_refuses_by_itself(run_with, pytester, small):
+    """Bad parameters are found before anything runs."""
+    pytester.makepyfile(test_own=OWN_TEST)
+    result = run_with(*small("--llm-eval", "echo(prompts=0)"))
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["*echo: prompts is 1 or more, got 0*"])

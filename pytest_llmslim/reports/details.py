@@ -18,6 +18,7 @@ from pytest_llmslim.conditions import WALL_AGREES, wall_agrees
 from pytest_llmslim.judging import interval_of
 from pytest_llmslim.meters.crosscheck import AGREE, agree
 from pytest_llmslim.planning import detectable_by_blocks
+from pytest_llmslim.reports import evaluations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,6 +47,7 @@ def details(record: Record) -> list[str]:
     if side.word_perplexity and side.byte_perplexity:
         word, byte = units.significant(side.word_perplexity, 4), units.significant(side.byte_perplexity, 4)
         out.append(f"perplexity per word {word}, per byte {byte}")
+    out += [line for evaluation in record.evaluations for line in evaluations.worst(evaluation)]
     return out + [f"{verdict.outcome}: {verdict.sentence}" for verdict in record.verdicts]
 
 

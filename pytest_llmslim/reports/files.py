@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmslim.breakeven import energy_break_even, grams_per_million_tokens, time_break_even
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pytest_llmslim.records import Record
+    from pytest_llmslim.records import Evaluation, Record
 
 
 def make_folder(folder: Path) -> None:
@@ -50,6 +51,7 @@ def figures(record: Record) -> dict[str, object]:
         "energy_ratio": record.energy.value,
         "bytes_ratio": record.stored_bytes.value,
         "opt": record.opt.value,
+        **{f"{each.name} {each.metric}": each.candidate for each in record.evaluations if each.metric},
         "outcome": record.outcome,
     }
 
@@ -78,6 +80,7 @@ def row(record: Record) -> dict[str, Any]:
             "sampling": {"blocks": len(record.samples.time), **to_builtins(record.sampling)},
             "metering": record.metering,
             "carbon": _carbon(record),
+            "evaluations": [_evaluation(each) for each in record.evaluations],
         }
     )
     for name in ("perplexity", "time", "wall", "energy", "stored_bytes", "opt"):
@@ -92,6 +95,14 @@ def row(record: Record) -> dict[str, Any]:
                 "reason": estimate.reason,
             }
         )
+    return row
+
+
+def _evaluation(found: Evaluation) -> dict[str, Any]:
+    """One evaluation without its questions, which are in results.jsonl."""
+    row: dict[str, Any] = to_builtins(replace(found, worst=(), reference_right="", candidate_right=""))
+    for name in ("worst", "reference_right", "candidate_right"):
+        del row[name]
     return row
 
 

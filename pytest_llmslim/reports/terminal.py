@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llmslim import units
+from pytest_llmslim.reports import evaluations
 from pytest_llmslim.reports.details import MARK, carbon_line, details, disagreements, disturbed, payback
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]
     if winner:
         out += [_best(winner), (f"  building {winner.key.recipe}: {payback(winner)}", ())]
     out += [(line, ()) for line in carbon_line(best, winner)]
-    return [*out, ("", ())]
+    return [*out, ("", ()), *((line, ()) for line in evaluations.lines(best))]
 
 
 def _best(record: Record) -> Line:
