@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pytest_llmslim.session import Session
 
 
+SHARED = "cost is not measured while {} workers share the machine; run without -n"
+
+
 class Examiner:
     """Asks models, and remembers what the reference of this moment answered.
 
@@ -58,6 +61,8 @@ class Examiner:
         torch.set_num_threads(session.settings.threads)
         with torch.inference_mode():
             if isinstance(evaluation, Comparator):
+                if session.workers > 1:
+                    return replace(figures_only(name, ()), notes=(SHARED.format(session.workers),))
                 figures = evaluation.compare(
                     reference, candidate.module, replace(asked, label=subject), session.meter
                 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sample_records import record
 
 from pytest_llmslim.records import Estimate, Evaluation, Figure, Flips, Question, no_estimate
 from pytest_llmslim.reports import details, evaluations
-from sample_records import record
 
 ARC = Evaluation(
     name="arc_challenge",
@@ -19,7 +19,7 @@ ARC = Evaluation(
     candidate=0.375,
     ratio=Estimate(0.9375, 0.8, 1.1, 40, "measured", "questions"),
     n=40,
-    protocol={"task": "arc_challenge", "shots": "25", "rows": "40 of 1172", "sha256": "ab" * 32},
+    protocol={"shots": "25", "rows": "40 of 1172", "sha256": "ab" * 32},
     flips=Flips(2, 1, 1.0),
     worst=(
         Question(
@@ -59,7 +59,7 @@ def test_a_task_has_a_row_a_recipe_under_the_reference():
     rows = [told(ARC), told(other, key=replace(record().key, recipe="int8"))]
 
     assert evaluations.lines(rows) == [
-        "  arc_challenge: acc_norm, higher is better, chance 0.250, n = 40 (task arc_challenge, shots 25, rows 40 of 1172)",
+        "  arc_challenge: acc_norm, higher is better, chance 0.250, n = 40 (shots 25, rows 40 of 1172)",
         "               acc_norm  ratio [95 %]          right -> wrong  wrong -> right  McNemar p",
         "    reference  0.400",
         "    int4       0.375     0.938 [0.800, 1.100]  2               1               1.0",
