@@ -267,14 +267,14 @@ def test_large_weights_are_finite(llama: Path) -> None:
         ({"model_type": "bert", "architectures": None}, "bert"),
         ({"model_type": "t5", "architectures": None}, "t5"),
         ({"model_type": "clip", "architectures": ["CLIPModel"]}, "CLIPModel"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"architectures": ["BertForSequenceClassification"]}, "BertForSequenceClassification"),
         ({"architectures": ["LlamaModel"]}, "LlamaModel"),
     ],
 )
 def test_models_of_other_kinds_are_refused(changes: dict[str, object], got: str, llama: Path) -> None:
     """Encoders, encoder-decoders, other heads and models without a head."""
     change_json(llama / "config.json", **changes)
-    with pytest.raises(ModelError, match=f"is a causal language model, got {got}; name a model with a next"):
+    with pytest.raises(ModelError, match=f"or a classifier made of one, got {got}; name a model with a next"):
         load_model(str(llama))
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pytest_llmslim.errors import ModelError
+from pytest_llmslim.models.classifiers import auto_class, check_labels, names_classifier, tell_padding
 from pytest_llmslim.models.sources import PICKLES, pickled
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def load(
     if getattr(config, "quantization_config", None) is not None:
         options["device_map"] = {"": device}  # packed weights are made where they stay
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
+        module, report = auto_class(config).from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -75,14 +76,16 @@ def load(
             f"{reason(error)}; download or save the checkpoint again"
         ) from error
     check_report(report, name)
+    if names_classifier(config):
+        tell_padding(module, tokenizer, name)
     return module, tokenizer
 
 
 def read_config(path: Path, name: str, *, trust_remote_code: bool) -> Any:  # noqa: ANN401
-    """The config of a causal language model.
+    """The config of a causal language model, or of a classifier made of one.
 
     Raises:
-        ModelError: no or damaged config.json, another kind of model, or code that would have to run.
+        ModelError: no or damaged config.json, another kind of model, a regression, or code that would have to run.
     """
     raw = _config_json(path, name)
     remote = "AutoModelForCausalLM" in raw.get("auto_map", {})
@@ -103,7 +106,9 @@ def read_config(path: Path, name: str, *, trust_remote_code: bool) -> Any:  # no
         raise ModelError(
             f"config.json of {name} describes a model, got {reason(error)}; save it again"
         ) from error
-    if not (remote and trust_remote_code):
+    if names_classifier(config):
+        check_labels(config, name)
+    elif not (remote and trust_remote_code):
         check_causal(config, name)
     return config
 
@@ -123,7 +128,7 @@ def check_causal(config: Any, name: str) -> None:  # noqa: ANN401
         or (named and causal.isdisjoint(config.architectures))
     ):
         raise ModelError(
-            f"{name} is a causal language model, got {named or config.model_type}; "
+            f"{name} is a causal language model or a classifier made of one, got {named or config.model_type}; "
             "name a model with a next-token head, such as gpt2"
         )
 

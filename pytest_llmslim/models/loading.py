@@ -22,7 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A causal language model with its tokenizer.
+    """A causal language model, or a classifier made of one, with its tokenizer.
 
     Args:
         name: as the user named it.
@@ -57,7 +57,7 @@ def load_model(
         trust_remote_code: whether Python files that come with the model may run.
 
     Raises:
-        ModelError: nothing there, no causal language model, no tokenizer, weights that are pickled,
+        ModelError: nothing there, no causal language model and no classifier, no tokenizer, weights that are pickled,
             damaged, missing or not finite.
         SettingError: an unknown dtype, or a device that this machine lacks.
     """

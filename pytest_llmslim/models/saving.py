@@ -18,11 +18,12 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from pytest_llmslim.errors import ModelError
 from pytest_llmslim.models.card import CARD, write_card
 from pytest_llmslim.models.checkpoint import checkpoint_of
+from pytest_llmslim.models.classifiers import auto_class
 from pytest_llmslim.models.folder import BROKEN, load_tokenizer, reason
 from pytest_llmslim.models.loading import load_model
 from pytest_llmslim.models.quiet import quiet
@@ -208,14 +209,13 @@ def _by_transformers(folder: Path, device: torch.device) -> nn.Module:
     with quiet():
         quantized = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
         options = {"device_map": {"": device}} if quantized else {}  # packed weights are made where they stay
-        made = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, **options
-        )
+        kind = auto_class(AutoConfig.from_pretrained(folder, local_files_only=True))
+        made = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
         return made.to(device).eval()
 
 
 def _logits(module: nn.Module) -> torch.Tensor:
-    """Logits [tokens, vocabulary] in float32 of some tokens from the whole vocabulary."""
+    """Logits [tokens, vocabulary] (a classifier's: [labels]) in float32 of some tokens from the whole vocabulary."""
     rows, device = module.get_input_embeddings().weight.shape[0], next(module.parameters()).device
     tokens = torch.arange(_TOKENS, device=device)[None] * 7919 % rows
     with torch.no_grad():
