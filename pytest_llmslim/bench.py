@@ -273,7 +273,8 @@ def _divergence(measured: Measured) -> Divergence:
     low, high = (None, None)
     if len(measured.kl) > 1:
         _, low, high, _ = mean_interval(measured.kl, measured.window_tokens, least=0.0)
-    return Divergence(measured.mean_kl, measured.top1, low, high)
+    quantiles = (measured.median_kl, measured.kl_999)
+    return Divergence(measured.mean_kl, measured.top1, low, high, *quantiles, measured.rms_dp)
 
 
 def _coarse(estimate: Estimate, limit: float) -> bool:

@@ -340,6 +340,7 @@ class Duet:
         energy, method, reason = energy_pairs(reference.energy, candidate.energy)
         if self.whole_runs and len(energy) == self.pairs:
             energy = block_medians(energy, self.per_block)
+        median_kl, kl_999 = self.scores.kl_quantiles
         return Measured(
             reference=reference,
             candidate=candidate,
@@ -352,6 +353,9 @@ class Duet:
             nll_difference=self.scores.nll_difference,
             window_tokens=self.scores.tokens,
             kl=self.scores.kl,
+            median_kl=median_kl,
+            kl_999=kl_999,
+            rms_dp=self.scores.rms_dp,
             top1=self.scores.top1,
             pairs=self.pairs,
             busy=self.forward_ns / whole_ns,

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pytest_llmslim.errors import MeasurementError
-from pytest_llmslim.evals.divergence import divergence
+from pytest_llmslim.evals.divergence import Compared, divergence, quantiles, rms
 from pytest_llmslim.evals.perplexity import token_nll
 from pytest_llmslim.records import Method, Reading, Sampling, unmeasured
 
@@ -55,7 +57,7 @@ class Scores:
     def __init__(self, first: Sequence[int], label: str, tallies: tuple[Tally, Tally]) -> None:
         self._first, self._label, self._tallies = first, label, tallies
         self._windows: dict[int, tuple[float, int, float]] = {}
-        self._same = 0
+        self._compared: dict[int, Compared] = {}
 
     def __contains__(self, index: int) -> bool:
         return index in self._windows
@@ -82,10 +84,10 @@ class Scores:
                     f"(NaN or inf in the logits); check the weights, or another --llm-dtype."
                 )
             tally.nll += total
-        kl, same = divergence(reference, candidate, first)
+        compared = self._compared[index] = divergence(reference, candidate, window, first)
         # The difference of every token, not of the sums: those are large and nearly equal.
-        self._windows[index] = (float((losses[1] - losses[0]).sum()) / count, count, kl / count)
-        self._same += same
+        difference = float((losses[1] - losses[0]).sum()) / count
+        self._windows[index] = (difference, count, compared.total / count)
 
     @property
     def nll_difference(self) -> tuple[float, ...]:
@@ -111,7 +113,18 @@ class Scores:
     @property
     def top1(self) -> float:
         """Share of tokens with the same likeliest token."""
-        return self._same / sum(self.tokens)
+        return sum(compared.same for compared in self._compared.values()) / sum(self.tokens)
+
+    @property
+    def kl_quantiles(self) -> tuple[float, float]:
+        """KL over all scored tokens: its median and its 0.999 quantile, in nats."""
+        median, high = quantiles(np.concatenate([one.kl for one in self._compared.values()]), (0.5, 0.999))
+        return median, high
+
+    @property
+    def rms_dp(self) -> float:
+        """Root of the mean squared change of the true token's probability, over all scored tokens."""
+        return rms(np.concatenate([one.change for one in self._compared.values()]))
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class Measured:
     `time`, `wall` and `energy` are log(candidate / reference), one value a block (energy: one a window pair
     where the meter needs longer windows than a run);
     `time` is CUDA time on a GPU and process CPU time elsewhere. `nll_difference` and `kl` are in nats a token,
-    one mean a window.
+    one mean a window; `median_kl`, `kl_999` and `rms_dp` are over all scored tokens.
     """
 
     reference: Tally
@@ -140,6 +153,9 @@ class Measured:
     busy: float
     sampling: Sampling
     notes: tuple[str, ...] = ()
+    median_kl: float | None = None
+    kl_999: float | None = None
+    rms_dp: float | None = None
 
     @property
     def mean_kl(self) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from pytest_llmslim import measure
+from pytest_llmslim import measure, pairs
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.text import Passage
 from pytest_llmslim.measure import Duet, Plan
@@ -138,6 +138,28 @@ def test_an_equal_candidate_differs_in_nothing_but_noise(duet):
     assert measured.nll_difference == (0.0,) * WINDOWS
     assert measured.mean_kl == 0
     assert measured.top1 == 1
+
+
+def test_divergence_is_outside_the_timed_windows(duet, monkeypatch):
+    """It is worked out once a window, never between the clock's start and stop of a run."""
+    pair, _ = duet()
+    seen, timed = [], pair._timed
+
+    def watched(side, window):
+        seen.append("start")
+        try:
+            return timed(side, window)
+        finally:
+            seen.append("stop")
+
+    monkeypatch.setattr(pair, "_timed", watched)
+    plain = pairs.divergence
+    monkeypatch.setattr(pairs, "divergence", lambda *args: seen.append("divergence") or plain(*args))
+    measured = pair.run()
+    assert seen.count("divergence") == WINDOWS
+    assert {seen[i - 1] for i, what in enumerate(seen) if what == "divergence"} <= {"stop", "divergence"}
+    assert 0 < measured.median_kl <= measured.kl_999
+    assert 0 < measured.rms_dp < 1
 
 
 def test_both_models_run_equally_often_and_garbage_collection_is_off(duet):

@@ -387,6 +387,16 @@ def test_details_give_the_interval_of_the_divergence():
     assert "KL 0.0120 nats a token" in details(record())
 
 
+def test_details_give_what_the_mean_of_the_divergence_hides():
+    """Median and upper tail of KL, and the change of the true token's probability; nothing for old records."""
+    shown = details(record(divergence=Divergence(0.0123, 0.97, 0.0111, 0.0135, 0.0041, 0.321, 0.0256)))
+    assert (
+        "KL 0.0123 [0.0111, 0.0135] nats a token, median 0.00410, 99.9 % 0.321; "
+        "probability of the true token changed by 0.0256 (RMS)"
+    ) in shown
+    assert "median" not in details(record())
+
+
 # Carbon -----------------------------------------------------------------------------------------------------
 
 FRANCE = Carbon("FRA", 56.04, "codecarbon, 2023")
@@ -439,7 +449,7 @@ def test_the_summary_file_has_what_stands_behind_the_figures():
         carbon=FRANCE,
         sampling=LOUD,
         metering=Metering(second_source="codecarbon", second_ratio=1.34),
-        divergence=Divergence(0.0123, 0.97, 0.0111, 0.0135),
+        divergence=Divergence(0.0123, 0.97, 0.0111, 0.0135, 0.0041, 0.321, 0.0256),
     )
     data = json.loads(json.dumps(row(shown), allow_nan=False))
     assert data["build"]["time_s"] == {
@@ -462,6 +472,7 @@ def test_the_summary_file_has_what_stands_behind_the_figures():
     assert data["metering"]["policy"] == "gross"
     assert data["metering"]["second_ratio"] == 1.34
     assert (data["mean_kl_low"], data["mean_kl_high"]) == (0.0111, 0.0135)
+    assert (data["median_kl"], data["kl_999"], data["rms_dp"]) == (0.0041, 0.321, 0.0256)
     assert data["carbon"]["reference_g_per_million_tokens"] == pytest.approx(0.345 / 256 / 3.6 * 56.04)
     assert data["carbon"]["method"] == "estimated"
     blank = row(record(carbon=FRANCE, energy=()))["carbon"]

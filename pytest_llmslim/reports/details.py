@@ -104,10 +104,16 @@ def _ratio_behind(name: str, found: BreakEven, record: Record) -> str:
 
 
 def _divergence(found: Divergence) -> str:
-    """The mean with its interval over windows of text, which may well begin at 0."""
+    """The mean with its interval over windows of text, which may well begin at 0; then what a mean hides."""
     low, high = (units.significant(bound) for bound in (found.low, found.high))
     interval = "" if found.low is None and found.high is None else f" [{low}, {high}]"
-    return f"KL {units.significant(found.mean_kl)}{interval} nats a token"
+    mean = f"KL {units.significant(found.mean_kl)}{interval} nats a token"
+    if found.median_kl is None or found.kl_999 is None or found.rms_dp is None:
+        return mean  # stored before they were measured
+    return (
+        f"{mean}, median {units.significant(found.median_kl)}, 99.9 % {units.significant(found.kl_999)}; "
+        f"probability of the true token changed by {units.significant(found.rms_dp)} (RMS)"
+    )
 
 
 # Sampling and metering --------------------------------------------------------------------------------------
