@@ -1,14 +1,24 @@
 """What models answered, kept in a folder: the reference is asked once, and an interrupted run goes on.
 
-One JSON line a request, appended as soon as it is answered, in a file per model, protocol and data; a line that was
-cut off by a kill is passed over.
+One JSON line a request, appended as soon as it is answered, in a file per model and protocol:
+`FOLDER/<first 16 digits of the weights' hash>/<digest of the protocol>.jsonl`. A line is a sha256 of the request and
+the answer: about 100 bytes for a log probability, 75 and the text for a generated one. All of arc_challenge (4,687
+requests) is half a megabyte a model, hellaswag (40,168) 4, mmlu (56,168) 6. Nothing is ever removed: delete the
+folder to empty it, whenever no run is under way.
+
+Several processes may append to one file: each line is one write to a file opened for appending, which the system does
+not tear. A line that a kill cut off is passed over and its request asked again. Of a request that two processes
+answered, the line that was read last counts; answers of one protocol differ in rounding only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pytest_llmslim.errors import EvaluationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,14 +29,24 @@ class Shelf:
 
     Args:
         file: where they are.
+
+    Raises:
+        EvaluationError: the file is there and cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._known: dict[str, Any] = {}
-        if file.exists():
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                self._read(line)
+        self._whole = True
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _refuse(file, "read", error)
+        self._whole = not content or content.endswith(b"\n")
+        for line in content.decode("utf-8", errors="replace").split("\n"):
+            self._read(line)
 
     def _read(self, line: str) -> None:
         try:
@@ -40,12 +60,21 @@ class Shelf:
         return self._known.get(digest(request))
 
     def put(self, request: object, answer: object) -> None:
-        """Keep `answer` (plain builtins) to `request`, on disk before this returns."""
+        """Keep `answer` (plain builtins) to `request`, with the system before this returns.
+
+        Raises:
+            EvaluationError: the folder cannot be written.
+        """
         key = digest(request)
         self._known[key] = answer
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, answer]) + "\n")
+        # A line that was cut off stays a line of its own.
+        line = ("" if self._whole else "\n") + json.dumps([key, answer]) + "\n"
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            _append(self._file, line.encode())
+        except OSError as error:
+            _refuse(self._file, "written", error)
+        self._whole = True
 
 
 class Cache:
@@ -66,3 +95,25 @@ class Cache:
 def digest(value: object) -> str:
     """sha256 of plain builtins."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _append(file: Path, line: bytes) -> None:
+    """One write at the end of the file, wherever that is by then.
+
+    Raises:
+        OSError: it cannot be opened, or the line was not written whole.
+    """
+    opened = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        written = os.write(opened, line)
+    finally:
+        os.close(opened)
+    if written < len(line):
+        raise OSError(28, "No space left on device")
+
+
+def _refuse(file: Path, done: str, error: OSError) -> NoReturn:
+    raise EvaluationError(
+        f"The cache {file} cannot be {done} ({error.strerror}); "
+        f"give --llm-cache a folder that can be written, or leave it out."
+    ) from None
