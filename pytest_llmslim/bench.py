@@ -27,7 +27,7 @@ from pytest_llmslim.records import (
     no_estimate,
     unmeasured,
 )
-from pytest_llmslim.score import opt_estimate
+from pytest_llmslim.score import combined, opt_estimate
 from pytest_llmslim.statistics import block_estimate, mean_interval, window_estimate
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ class Bench:
         return self._session.passage(self._case.model)
 
     def measure(
-        self, candidate: torch.nn.Module | Compress | str | Path | None = None, *, label: str | None = None
+        self,
+        candidate: torch.nn.Module | Compress | str | Path | None = None,
+        *,
+        label: str | None = None,
+        rounds: int | None = None,
     ) -> Record:
         """Measure a candidate against the reference, score it, and compare it with thresholds and baseline.
 
@@ -97,6 +101,7 @@ class Bench:
             candidate: nothing for the test's recipe; a function of a private copy of the reference that returns
                 the compressed module (or changes its argument); a module; or a checkpoint folder.
             label: name in tables and baselines; needed for a second measurement in one test.
+            rounds: exactly so many pairs where `--llm-rounds` does not say how many.
 
         Raises:
             SlimError: the candidate cannot be made or measured, with the reason.
@@ -121,7 +126,7 @@ class Bench:
         def judged(measured: Measured) -> Record:
             return self._judged(self._record(made, measured, evaluations, key, subject), level)
 
-        measured = self._run(made, subject, lambda measured: self._undecided(judged(measured)))
+        measured = self._run(made, subject, rounds, lambda measured: self._undecided(judged(measured)))
         self._session.check_reference(self._case.model, subject)
         record = _settled(judged(measured))
         self._close(record)
@@ -131,11 +136,16 @@ class Bench:
         return record
 
     def _run(
-        self, made: Candidate, subject: str, undecided: Callable[[Measured], Collection[str]]
+        self,
+        made: Candidate,
+        subject: str,
+        rounds: int | None,
+        undecided: Callable[[Measured], Collection[str]],
     ) -> Measured:
         session, settings = self._session, self._session.settings
         timed = session.workers == 1 and made.integrity.status != "simulated"
-        plan = Plan(settings.rounds, settings.seed, session.device, settings.max_rounds, timed)
+        exactly = rounds if settings.rounds is None else settings.rounds
+        plan = Plan(exactly, settings.seed, session.device, settings.max_rounds, timed)
         progress = session.progress(subject) if session.progress else None
         reference, text = self.reference.module, self.text
         torch.set_num_threads(settings.threads)  # a candidate's code may have changed it
@@ -201,7 +211,8 @@ class Bench:
             measured.clock,
         )
         candidate = _side(made.module, made.weights_hash, measured.candidate, passage, measured.clock)
-        quality = window_estimate(measured.nll_difference, measured.window_tokens)
+        ratio = window_estimate(measured.nll_difference, measured.window_tokens)
+        quality = combined(ratio, evaluations, session.settings.quality)
         costs = _costs(measured, reference, candidate, made, session.workers)
         return Record(
             key=key,
@@ -209,7 +220,7 @@ class Bench:
             protocol=passage.protocol,
             reference=reference,
             candidate=candidate,
-            perplexity=quality,
+            perplexity=ratio,
             divergence=_divergence(measured),
             time=costs.time,
             wall=costs.wall,
@@ -219,14 +230,15 @@ class Bench:
             build=made.build,
             integrity=made.integrity,
             profile=session.settings.profile,
-            opt=opt_estimate(quality, costs.time, costs.energy, session.settings.profile),
+            opt=opt_estimate(quality.worsening or ratio, costs.time, costs.energy, session.settings.profile),
             fingerprint=session.fingerprint(),
             samples=_samples(measured, costs),
             sampling=measured.sampling,
             metering=session.meter.metering(),
             carbon=session.carbon,
-            notes=(*passage.notes, *measured.notes),
-            evaluations=evaluations,
+            notes=(*passage.notes, *measured.notes, *quality.notes),
+            evaluations=quality.marked(evaluations),
+            quality=quality.worsening,
         )
 
 
