@@ -2,8 +2,8 @@
 
 A suite has two: `<suite>.json` with the entries that updates write, and `<suite>.anchor.json` with the first
 accepted entry of each key that has been updated since. Both are JSON with a schema number and one record a
-line, sorted, with sorted keys and six significant digits. Only what a comparison needs is kept: verdicts and
-the losses of single windows are left out.
+line, sorted, with sorted keys and six significant digits. Only what a comparison needs is kept: verdicts, the
+losses of single windows and the texts of questions are left out, and of evaluations all but metric and answers.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_llmslim import units
 from pytest_llmslim.encoding import from_builtins, to_builtins
 from pytest_llmslim.errors import BaselineError
-from pytest_llmslim.records import SCHEMA, Key, Record
+from pytest_llmslim.records import SCHEMA, Key, Record, unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from pytest_llmslim.records import Evaluation
+
 _FORMAT: Final = "pytest-llmslim baseline"
 _HEAD: Final = f'{{"format": "{_FORMAT}", "schema": {SCHEMA}, "records": [\n'
 _DIGITS: Final = 6
+_ADDED: Final = ("evaluations", "quality")
 _ANEW: Final = "restore it from version control, or delete it and write it anew with --llm-update"
 _ANCHOR: Final = ".anchor"
 _LIKE_AN_ANCHOR: Final = re.compile(r"\.anchor_*", re.IGNORECASE)
@@ -81,8 +84,17 @@ def _text(records: Mapping[Key, Record]) -> str:
 
 def _line(record: Record) -> str:
     samples = replace(record.samples, nll_difference=(), window_tokens=(), kl=())
-    stored = to_builtins(replace(record, samples=samples, verdicts=()))
+    evaluations = tuple(_bare(each) for each in record.evaluations if each.metric)
+    stored = to_builtins(replace(record, samples=samples, verdicts=(), evaluations=evaluations))
+    # Without evaluations a line is what it was before there were any.
+    stored = {name: value for name, value in stored.items() if value or name not in _ADDED}
     return json.dumps(_rounded(stored), sort_keys=True, ensure_ascii=False)
+
+
+def _bare(evaluation: Evaluation) -> Evaluation:
+    """Without what no comparison needs, and what differs from run to run."""
+    seconds = unmeasured("s", "none", "not stored")
+    return replace(evaluation, figures=(), worst=(), tokens=0, seconds=seconds, notes=())
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401  # the JSON value type is recursive

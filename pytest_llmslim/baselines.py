@@ -54,7 +54,12 @@ class Change:
     def text(self) -> str:
         """The figure, from what to what."""
         change = f" ({units.percent(self.new / self.old - 1)})" if self.old and self.new else ""
-        return f"{self.figure.replace('_', ' ')} {units.ratio(self.old)} -> {units.ratio(self.new)}{change}"
+        return f"{self.name} {units.ratio(self.old)} -> {units.ratio(self.new)}{change}"
+
+    @property
+    def name(self) -> str:
+        """The figure as it is written in sentences; evaluations keep their names."""
+        return self.figure.replace("_", " ") if self.figure in _FIGURES else self.figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,7 @@ def told(changes: Iterable[Change | Anchored]) -> list[str]:
     for (label, is_new), group in groupby(changes, key=lambda change: (change.label, change.is_new)):
         if is_new:
             figures = [
-                f"{change.figure.replace('_', ' ')} {units.ratio(change.new)}"
-                for change in group
-                if isinstance(change, Change)
+                f"{change.name} {units.ratio(change.new)}" for change in group if isinstance(change, Change)
             ]
             lines.append(f"{label}: new, {', '.join(figures)}")
         else:
@@ -233,8 +236,14 @@ def _anchored(new: Record, before: Record | None, after: Record, *, known: bool)
 
 
 def _changes(old: Record | None, new: Record) -> Iterator[Change]:
-    for figure in _FIGURES:
-        value = getattr(new, figure).value
-        before = getattr(old, figure).value if old else None
+    now, then = _figures(new), _figures(old) if old else {}
+    for figure in dict.fromkeys((*now, *then)):
+        value, before = now.get(figure), then.get(figure)
         if value != before:
             yield Change(new.label, figure, before, value, is_new=old is None)
+
+
+def _figures(record: Record) -> dict[str, float | None]:
+    """The ratios of a record, and of each evaluation what the candidate reached."""
+    ratios = {figure: getattr(record, figure).value for figure in _FIGURES}
+    return ratios | {f"{each.name} {each.metric}": each.candidate for each in record.evaluations}

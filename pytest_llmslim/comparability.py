@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from pytest_llmslim import units
 
 if TYPE_CHECKING:
-    from pytest_llmslim.records import Axis, Estimate, Record
+    from pytest_llmslim.records import Axis, Estimate, Evaluation, Record
 
 STORED_TOLERANCE: Final = 1e-5
 """Baselines keep six significant digits."""
@@ -38,10 +38,16 @@ def difference(record: Record, baseline: Record, axis: Axis) -> str:
         now, then = getattr(record.protocol, field.name), getattr(baseline.protocol, field.name)
         if now != then:
             return _differs(f"protocol {field.name}", now, then)
-    hashes = [side.weights_hash for side in (record.reference, baseline.reference)]
-    if hashes[0] != hashes[1]:
-        return _differs("sha256 of the reference's weights", *(digest[:12] for digest in hashes))
+    if reason := _reference(record, baseline) or (_measures(record, baseline) if axis == "opt" else ""):
+        return reason
     return "" if axis == "perplexity" else _machine(record, baseline) or _cost(record, baseline, axis)
+
+
+def evaluation_difference(record: Record, baseline: Record, now: Evaluation, then: Evaluation) -> str:
+    """Why an evaluation cannot be compared with that of a baseline; empty when it can."""
+    if now.metric != then.metric:
+        return _differs("the metric", now.metric, then.metric or "absent")
+    return _protocols(now, then) or _reference(record, baseline)
 
 
 def other_perplexity_of_same_weights(record: Record, baseline: Record) -> str:
@@ -55,6 +61,33 @@ def other_perplexity_of_same_weights(record: Record, baseline: Record) -> str:
         return ""
     values = [units.significant(side.perplexity, 6) for side in (now, then)]
     return f"The same weights gave perplexity {values[1]} there and {values[0]} now: the evaluation changed."
+
+
+def _protocols(now: Evaluation, then: Evaluation) -> str:
+    for name in sorted(now.protocol.keys() | then.protocol.keys()):
+        values = [side.protocol.get(name, "absent") for side in (now, then)]
+        if values[0] != values[1]:
+            return _differs(f"protocol {name}", *values)
+    return ""
+
+
+def _reference(record: Record, baseline: Record) -> str:
+    hashes = [side.weights_hash for side in (record.reference, baseline.reference)]
+    if hashes[0] == hashes[1]:
+        return ""
+    return _differs("sha256 of the reference's weights", *(digest[:12] for digest in hashes))
+
+
+def _measures(record: Record, baseline: Record) -> str:
+    """Whether opt rests on the same measures of quality, each under the same protocol."""
+    sources = ["perplexity" if each.quality is None else each.quality.source for each in (record, baseline)]
+    if sources[0] != sources[1]:
+        return _differs("the quality in opt", *sources)
+    then = {each.name: each for each in baseline.evaluations}
+    for each in record.evaluations:
+        if each.scored and each.name in then and (reason := _protocols(each, then[each.name])):
+            return f"{each.name}: {reason}"
+    return ""
 
 
 def _machine(record: Record, baseline: Record) -> str:

@@ -1,8 +1,9 @@
 """The gate: pure decisions over one record, its thresholds, its baseline and its anchor.
 
-Order: integrity, quality, cost, opt. Quality is the same number again on one machine, so point estimates
-are compared. Time, energy and opt are noisy (see `judging.py`); the bracket in a sentence is the one that the
-decision rests on. Nothing here is random: a stored record gives the same verdict again.
+Order: integrity, quality, cost, opt. Perplexity is the same number again on one machine, so point estimates
+are compared; evaluations rest on few questions (see `evaluation_gate.py`). Time, energy and opt are noisy (see
+`judging.py`); the bracket in a sentence is the one that the decision rests on. Nothing here is random: a stored record
+gives the same verdict again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pytest_llmslim import judging, units
 from pytest_llmslim.comparability import no_number
 from pytest_llmslim.conditions import explained
 from pytest_llmslim.errors import MeasurementError, ScoreError, SettingError
+from pytest_llmslim.evaluation_gate import regressions, thresholds_on_evaluations
 from pytest_llmslim.judging import Case, Edges
 from pytest_llmslim.planning import detectable_by_windows, windows_to_detect
 from pytest_llmslim.records import Axis, Estimate, Record, Verdict, worst
@@ -143,7 +145,19 @@ def decide(
         if anchor is not None:
             verdicts.append(regression(case, axis, anchor, "anchor"))
         found += [verdict for verdict in verdicts if verdict]
+        if axis == "perplexity":
+            found += _evaluations(case, require_baseline)
     return tuple(verdict for verdict in found if not _said_by_time(verdict, found))
+
+
+def _evaluations(case: Case, require_baseline: bool) -> list[Verdict]:
+    """Verdicts on all evaluations, each against its limit, the baseline and the anchor."""
+    found = thresholds_on_evaluations(case)
+    if case.baseline is not None:
+        found += regressions(case, case.baseline, "baseline", required=require_baseline)
+    if case.anchor is not None:
+        found += regressions(case, case.anchor, "anchor")
+    return found
 
 
 def _said_by_time(verdict: Verdict, found: Iterable[Verdict]) -> bool:

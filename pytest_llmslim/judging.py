@@ -47,10 +47,17 @@ class Case:
     limits: Limits
 
     def verdict(
-        self, axis: Axis, outcome: Outcome, text: str, against: Against = "threshold", *, more: bool = False
+        self,
+        axis: Axis,
+        outcome: Outcome,
+        text: str,
+        against: Against = "threshold",
+        *,
+        more: bool = False,
+        evaluation: str = "",
     ) -> Verdict:
         """A verdict whose sentence starts with the candidate's name."""
-        return Verdict(axis, outcome, f"{self.record.label}: {text}", against, more)
+        return Verdict(axis, outcome, f"{self.record.label}: {text}", against, more, evaluation)
 
 
 def bounds(case: Case, axis: Axis) -> Interval:
@@ -71,8 +78,8 @@ def bounds(case: Case, axis: Axis) -> Interval:
     if axis in ("time", "wall", "energy"):
         return ratio(getattr(samples, axis))
     record, profile = case.record, case.record.profile
-    exact = record.perplexity.value
-    quality = replace(record.perplexity, low=exact, high=exact, n=max(len(samples.time), len(samples.energy)))
+    exact = record.worsening.value
+    quality = replace(record.worsening, low=exact, high=exact, n=max(len(samples.time), len(samples.energy)))
     time, energy = record.time, record.energy
     if profile.alpha > 0:
         time = Estimate(*ratio(samples.time), time.method, time.source)

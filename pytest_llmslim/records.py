@@ -255,7 +255,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Everything one measurement of one candidate against its reference gave."""
+    """Everything one measurement of one candidate against its reference gave.
+
+    `quality`: how much worse the candidate is, over all measures that `opt` rests on (see `score.combined`); `None`:
+    perplexity is the only one.
+    """
 
     key: Key
     label: str
@@ -281,6 +285,12 @@ class Record:
     notes: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = field(default=())
     evaluations: tuple[Evaluation, ...] = ()
+    quality: Estimate | None = None
+
+    @property
+    def worsening(self) -> Estimate:
+        """The quality that `opt` rests on: `opt = worsening ** 1.5 * cost`."""
+        return self.perplexity if self.quality is None else self.quality
 
     @property
     def outcome(self) -> Outcome:

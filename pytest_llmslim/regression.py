@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from pytest_llmslim.records import Against, Axis, Record, Verdict
     from pytest_llmslim.statistics import Interval
 
-_ACCEPT: Final = {
+ACCEPT: Final = {
     "baseline": "Accept with --llm-update, or find what made it worse.",
     "anchor": "Small losses were accepted one by one; accept their sum with --llm-update --llm-anchor, or find them.",
 }
-_ANEW: Final = {"baseline": "--llm-update", "anchor": "--llm-update --llm-anchor"}
-_BETTER: Final = "That is better than the baseline; keep it with --llm-update."
+ANEW: Final = {"baseline": "--llm-update", "anchor": "--llm-update --llm-anchor"}
+BETTER: Final = "That is better than the baseline; keep it with --llm-update."
 
 
 def regression(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict | None:
@@ -42,7 +42,7 @@ def regression(case: Case, axis: Axis, stored: Record, against: Against) -> Verd
         if axis == "wall":  # said of time already
             return None
         text = (
-            f"{axis} is not comparable with the {against}: {reason}; measure alike, or use {_ANEW[against]}."
+            f"{axis} is not comparable with the {against}: {reason}; measure alike, or use {ANEW[against]}."
         )
         return case.verdict(axis, "not comparable", text, against)
     if axis == "perplexity":
@@ -50,7 +50,7 @@ def regression(case: Case, axis: Axis, stored: Record, against: Against) -> Verd
     return _cost(case, axis, stored, against)
 
 
-def _limits(case: Case, against: Against) -> Limits:
+def limits_of(case: Case, against: Against) -> Limits:
     """Those against the anchor: three losses as large as one update may hide."""
     limits = case.limits
     if against == "baseline":
@@ -66,16 +66,16 @@ def _limits(case: Case, against: Against) -> Limits:
 def _quality(case: Case, stored: Record, against: Against) -> Verdict:
     now, then = judging.interval_of(case.record.perplexity), judging.interval_of(stored.perplexity)
     ratio = _relative(now, then)
-    limit = _limits(case, against).baseline_perplexity
+    limit = limits_of(case, against).baseline_perplexity
     failed = judging.over(ratio, 1 + limit)
     text = (
         f"perplexity ratio {units.ratio(*now[:3])} was {units.ratio(then.value)} in the {against}: "
         f"{units.change(ratio, limit=limit)}, limit {units.percent_limit(limit)}."
     )
     if failed:
-        text += f" {_ACCEPT[against]}"
+        text += f" {ACCEPT[against]}"
     elif ratio < 1 - limit and against == "baseline":
-        text += f" {_BETTER}"
+        text += f" {BETTER}"
     if against == "baseline":
         text = f"{text} {other_perplexity_of_same_weights(case.record, stored)}".rstrip()
     return case.verdict("perplexity", "failed" if failed else "passed", text, against)
@@ -91,7 +91,7 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
         reason = str(error)
     if reason:
         return case.verdict(axis, "inconclusive", f"{name} cannot be judged: {reason}.", against)
-    limits = _limits(case, against)
+    limits = limits_of(case, against)
     spared = hidden(stored, case.record)
     # The stored ratio is not exact either: its interval widens the tolerance on both sides.
     edges = judging.Edges(
@@ -107,18 +107,18 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
     text += f"in the {against}: {change}, limit {units.percent_limit(limits.limit)}"
     more = False
     if outcome == "failed":
-        text += f". {_ACCEPT[against]}"
+        text += f". {ACCEPT[against]}"
     elif outcome == "inconclusive":
-        advice = f"The stored run has too few blocks; write it anew with {_ANEW[against]}."
+        advice = f"The stored run has too few blocks; write it anew with {ANEW[against]}."
         if spared:
             advice = (
-                f"The stored run was made on a busier or slower machine; write it anew with {_ANEW[against]}."
+                f"The stored run was made on a busier or slower machine; write it anew with {ANEW[against]}."
             )
         elif then.low and math.isfinite(then.high):
             advice, more = judging.undecided(case, axis, now, edges)
         text += f", undecided. {advice}"
     elif judging.over(then.low, now.high) and against == "baseline":
-        text += f". {_BETTER}"
+        text += f". {BETTER}"
     else:
         text += f"; more than {units.percent_limit(limits.resolve)} is excluded."
     return case.verdict(axis, outcome, text, against, more=more)

@@ -13,14 +13,17 @@ to about 1.02 on perplexity, where the last tick is 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pytest_llmslim import units
 from pytest_llmslim.errors import ScoreError, SettingError
 from pytest_llmslim.records import Estimate, Method, Profile, no_estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from pytest_llmslim.records import Evaluation, Record
 
 PROFILES: Final = {
     "balanced": Profile("balanced", 0.5, 0.5),
@@ -28,8 +31,12 @@ PROFILES: Final = {
     "runtime": Profile("runtime", 0.9, 0.1),
 }
 
+PERPLEXITY: Final = "perplexity"
 _EXPONENT: Final = 1.5
 _CHANCE_SHARE: Final = 0.8
+
+_AND: Final = " + "
+_MARK: Final = {"estimated": "~", "sampled": "^"}
 
 # What a score inherits from its parts, worst first.
 _METHODS: Final[tuple[Method, ...]] = ("simulated", "unmeasured", "estimated", "sampled", "measured")
@@ -117,14 +124,14 @@ def opt(
     return _above_0("the score", quality(parts) * cost)
 
 
-def opt_estimate(perplexity: Estimate, time: Estimate, energy: Estimate, profile: Profile) -> Estimate:
+def opt_estimate(worsening: Estimate, time: Estimate, energy: Estimate, profile: Profile) -> Estimate:
     """The score with a conservative interval: it grows with every part, so bounds of parts give its bounds.
 
     A part of weight 0 is not looked at. The result is `simulated` or `unmeasured`, with the reason, when a
     part is, and `estimated` or `sampled` when one is; `n` is the smallest of its parts.
 
     Args:
-        perplexity: ratio candidate / reference, its interval from windows of text.
+        worsening: of quality, above 1 is worse: the ratio of perplexities, or what `combined` makes of several.
         time: ratio candidate / reference.
         energy: ratio candidate / reference.
         profile: the weights.
@@ -132,7 +139,7 @@ def opt_estimate(perplexity: Estimate, time: Estimate, energy: Estimate, profile
     Raises:
         ScoreError: a part with a value that is no ratio.
     """
-    parts = {"perplexity": perplexity}
+    parts = {"quality": worsening}
     parts |= {"time": time} if profile.alpha > 0 else {}
     parts |= {"energy": energy} if profile.beta > 0 else {}
     source = "+".join(dict.fromkeys(part.source for part in parts.values()))
@@ -141,10 +148,103 @@ def opt_estimate(perplexity: Estimate, time: Estimate, energy: Estimate, profile
         return no_estimate(f"{name}: {worst.reason}", method=_method(worst), source=source)
     time_ratio = time.value if profile.alpha > 0 else None
     energy_ratio = energy.value if profile.beta > 0 else None
-    value = opt([LowerIsBetter(perplexity.value or 0, 1.0)], time_ratio, energy_ratio, profile)
-    low = _bound([part.low or 0.0 for part in (perplexity, time, energy)], profile)
-    high = _bound([math.inf if p.high is None else p.high for p in (perplexity, time, energy)], profile)
+    value = opt([LowerIsBetter(worsening.value or 0, 1.0)], time_ratio, energy_ratio, profile)
+    low = _bound([part.low or 0.0 for part in (worsening, time, energy)], profile)
+    high = _bound([math.inf if p.high is None else p.high for p in (worsening, time, energy)], profile)
     return Estimate(value, low, high, min(p.n for p in parts.values()), worst.method, source)
+
+
+class Combined(NamedTuple):
+    """What `opt` rests on.
+
+    Args:
+        worsening: of quality over all measures; `None`: perplexity is the only one.
+        scored: names of the evaluations that are part of it.
+        notes: which evaluations are not, and why.
+    """
+
+    worsening: Estimate | None
+    scored: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def marked(self, evaluations: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
+        """The evaluations, each knowing whether it is scored."""
+        return tuple(replace(each, scored=each.name in self.scored) for each in evaluations)
+
+
+def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Sequence[str] = ()) -> Combined:
+    """The worsening over several measures, `mean(P ** 1.5) ** (2 / 3)`, which `opt` raises to 1.5 again.
+
+    It grows with every part, so bounds of parts give its bounds.
+
+    Args:
+        perplexity: its ratio candidate / reference.
+        evaluations: of the record.
+        asked: the measures to rest on, `perplexity` and names of evaluations. Without any: perplexity, and every
+            evaluation whose chance level is known, but for those where the reference is at chance. A measure that was
+            asked for is never left out: where it cannot be scored, the result is unmeasured with the reason.
+    """
+    known = [each.name for each in evaluations if each.metric and each.chance is not None]
+    named = {each.name: each for each in evaluations}
+    wanted = asked or (PERPLEXITY, *known)
+    parts, notes = {}, []
+    # In one order however they were asked for, so that two runs can be compared.
+    for name in sorted(set(wanted), key=[PERPLEXITY, *named, *wanted].index):
+        try:
+            parts[name] = perplexity if name == PERPLEXITY else worsening_of(name, named.get(name))
+        except ScoreError as error:
+            if asked:
+                return Combined(no_estimate(str(error), source=name))
+            notes.append(f"{name} is no part of opt: {error}")
+    if list(parts) == [PERPLEXITY]:
+        return Combined(None, notes=tuple(notes))
+    return Combined(_together(parts), frozenset(parts) - {PERPLEXITY}, tuple(notes))
+
+
+def worsening_of(name: str, evaluation: Evaluation | None) -> Estimate:
+    """`P` of one evaluation, above 1 is worse; its bounds are those of the ratio, the reference as it was measured.
+
+    Raises:
+        ScoreError: there is no such evaluation, it has no metric, or its reference is at chance.
+    """
+    if evaluation is None:
+        raise ScoreError(f"{name} is not evaluated here; add --llm-eval {name}, or name another measure")
+    if evaluation.reference is None or evaluation.candidate is None:
+        raise ScoreError(f"{name} has figures and no metric; name another measure in --llm-quality")
+    reference, ratio, title = evaluation.reference, evaluation.ratio, f"{name} {evaluation.metric}"
+    low, high = ratio.low or 0.0, math.inf if ratio.high is None else ratio.high
+    if not evaluation.higher_is_better:
+        value = LowerIsBetter(evaluation.candidate, reference, title).worsening()
+        return Estimate(value, low, high, evaluation.n, "measured", ratio.source)
+
+    def of(candidate: float) -> float:  # a correlation below 0 is as worthless as one of 0
+        chance = evaluation.chance or 0.0
+        return HigherIsBetter(max(0.0, candidate), max(0.0, reference), chance, title).worsening()
+
+    best = of(reference * high) if math.isfinite(high) else 0.0
+    return Estimate(
+        of(evaluation.candidate), best, of(reference * low), evaluation.n, "measured", ratio.source
+    )
+
+
+def parts_sentence(record: Record) -> str:
+    """The score with its parts, e.g. `opt 1.02 = Q 1.05 (perplexity 1.03, arc_challenge 1.07) x (1 T 0.97)`."""
+    if record.opt.value is None:
+        return f"opt is {record.opt.method}: {record.opt.reason}"
+    names = [PERPLEXITY] if record.quality is None else record.quality.source.split(_AND)
+    named = {each.name: each for each in record.evaluations}
+    parts = {
+        name: record.perplexity if name == PERPLEXITY else worsening_of(name, named[name]) for name in names
+    }
+    each = ", ".join(f"{name} {units.significant(part.value)}" for name, part in parts.items())
+    costs = [("T", record.time, record.profile.alpha), ("E", record.energy, record.profile.beta)]
+    cost = " + ".join(
+        f"{weight:g} {name} {_MARK.get(part.method, '')}{units.significant(part.value)}"
+        for name, part, weight in costs
+        if weight > 0
+    )
+    q = units.significant(_power(record.worsening.value or 0.0))
+    return f"opt {units.significant(record.opt.value)} = Q {q} ({each}) x ({cost})"
 
 
 def parse_profile(text: str, name: str = "the profile") -> Profile:
@@ -169,15 +269,32 @@ def parse_profile(text: str, name: str = "the profile") -> Profile:
     return next(same, Profile(f"{alpha:g}:{beta:g}", alpha, beta))
 
 
+def _together(parts: dict[str, Estimate]) -> Estimate:
+    """The mean of the powers, brought back to the scale of one part."""
+    worst = min(parts.values(), key=lambda part: _METHODS.index(_method(part)))
+    source = _AND.join(parts)
+    if not worst.known:
+        return no_estimate(worst.reason, method=_method(worst), source=source)
+
+    def mean(bounds: Iterable[float]) -> float:
+        total = math.fsum(_power(bound) for bound in bounds)
+        return float((total / len(parts)) ** (1 / _EXPONENT))
+
+    value = mean(part.value or 0.0 for part in parts.values())
+    low = mean(part.low or 0.0 for part in parts.values())
+    high = mean(math.inf if part.high is None else part.high for part in parts.values())
+    return Estimate(value, low, high, min(part.n for part in parts.values()), worst.method, source)
+
+
 def _method(part: Estimate) -> Method:
     """How a part was obtained; what has no value is at best unmeasured."""
     return part.method if part.known or part.method == "simulated" else "unmeasured"
 
 
 def _bound(ratios: Sequence[float], profile: Profile) -> float:
-    perplexity, time, energy = ratios
+    worsening, time, energy = ratios
     cost = math.fsum(w * r for w, r in ((profile.alpha, time), (profile.beta, energy)) if w > 0)
-    return _power(perplexity) * cost if perplexity and cost else 0.0
+    return _power(worsening) * cost if worsening and cost else 0.0
 
 
 def _power(worsening: float) -> float:

@@ -59,7 +59,7 @@ def test_other_candidates_pass_integrity(status: Any) -> None:
 
 def test_order() -> None:
     """Integrity comes first, then quality, then cost, and opt last."""
-    limits = Thresholds(0.5, 0.5, 0.5, 2.0)
+    limits = Thresholds(0.5, 0.5, 0.5, 0.5, 2.0)
     verdicts = decide(record(), limits, record())
     assert list(dict.fromkeys(v.axis for v in verdicts)) == [
         "integrity",
@@ -622,7 +622,7 @@ def test_opt_never_excuses_quality() -> None:
 )
 def test_every_verdict_is_one_sentence_of_one_subject(t: Any, e: Any, ratio: float) -> None:
     """Whatever was measured, verdicts are deterministic, begin with the subject and are one line."""
-    now, limits = record(perplexity=quality(ratio), time=t, energy=e), Thresholds(0.03, 0.03, 0.03, 1.0)
+    now, limits = record(perplexity=quality(ratio), time=t, energy=e), Thresholds(0.03, 0.03, 0.03, 0.03, 1.0)
     verdicts = decide(now, limits, record())
     assert verdicts == decide(now, limits, record())
     for verdict in verdicts:

@@ -355,7 +355,7 @@ def test_the_advice_names_the_option_with_its_value():
         (Thresholds(max_energy_increase=0.1), 0, False, False, 0),
         (Thresholds(max_energy_increase=0.1), 0, True, False, 1),
         (Thresholds(max_opt=1.0), 1, False, False, 3),
-        (Thresholds(0.1, 0.1, 0.1, 1.0), 1, True, True, 8),
+        (Thresholds(0.1, 0.1, 0.1, 0.1, 1.0), 1, True, True, 8),
     ],
 )
 def test_gates_of_a_test(thresholds, stored, energy, opt, gates):
