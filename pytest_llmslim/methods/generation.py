@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_llmslim.models.decoding import Reader
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -53,12 +55,12 @@ def sample(
         mix: its share, from 0 to 1.
     """
     tokens, chances = prompts, []
-    own = _Reader(model)
-    other = own if teacher is None else _Reader(teacher)
+    own = Reader(model)
+    other = own if teacher is None else Reader(teacher)
     with torch.no_grad():
         for _ in range(length):
-            first = own.next(tokens)
-            second = first if teacher is None else other.next(tokens)
+            first = _logs(own, tokens)
+            second = first if teacher is None else _logs(other, tokens)
             mixed = (1 - mix) * first.exp() + mix * second.exp()
             token = torch.multinomial(mixed.cpu(), 1, generator=generator).to(tokens.device)
             chances.append(
@@ -69,17 +71,6 @@ def sample(
     return Sample(tokens, student, taught, drawn)
 
 
-class _Reader:
-    """A model that reads growing texts and keeps what it has read in a cache."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._cache: object = None
-        self._read = 0
-
-    def next(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [batch, vocabulary] of the token behind `tokens` [batch, length]."""
-        fresh = tokens[:, self._read :]
-        output = self._model(input_ids=fresh, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._cache, self._read = output.past_key_values, tokens.shape[1]
-        return output.logits[:, -1].float().log_softmax(dim=-1)
+def _logs(reader: Reader, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [batch, vocabulary] of the token behind `tokens` [batch, length]."""
+    return reader.next(tokens)[:, 0].float().log_softmax(dim=-1)
