@@ -70,7 +70,13 @@ class Examiner:
             before = self._answers_of_reference(
                 case, evaluation, reference, replace(asked, label=first), name
             )
-            context = replace(asked, label=second, weights_hash=candidate.weights_hash, reference=before)
+            context = replace(
+                asked,
+                label=second,
+                weights_hash=candidate.weights_hash,
+                reference=before,
+                reference_model=reference,
+            )
             after = evaluation.answers(candidate.module, context)
         return paired(name, before, after, subject)
 

@@ -109,6 +109,7 @@ class EvalContext:
         weights_hash: of the model.
         cache: where answers to requests are kept (`--llm-cache`), or `None`.
         reference: what the reference answered; `None` while the reference itself is asked.
+        reference_model: which answered it, not to be changed; `None` likewise.
         progress: told now and then what is being done.
         trust_remote_code: whether code that comes with data or models may run.
     """
@@ -123,6 +124,7 @@ class EvalContext:
     weights_hash: str = ""
     cache: Cache | None = None
     reference: Answers | None = None
+    reference_model: nn.Module | None = None
     progress: Callable[[str], None] | None = None
     trust_remote_code: bool = False
 
