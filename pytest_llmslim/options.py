@@ -237,6 +237,20 @@ OPTIONS: tuple[Option, ...] = (
         "NAME",
         "Put this method (all: every one) through the invariants instead of running tests; repeatable.",
     ),
+    Option(
+        "models-map",
+        "text",
+        "embedded",
+        "MAP",
+        "Models of suites/paper: hub, embedded, or a TOML or JSON file from the paper's names to models.",
+    ),
+    Option(
+        "published",
+        "flag",
+        False,
+        "",
+        "Score the paper's published tables and draw its figures instead of running tests.",
+    ),
     Option("trust-remote-code", "flag", False, "", "Run code that comes with a model."),
 )
 

@@ -56,7 +56,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """With `--llm-calibrate`, measure the noise of this machine instead of running tests.
+    """With `--llm-calibrate` or `--llm-published`, measure noise or score published tables instead of running tests.
 
     Methods that `--llm-conformance` names are looked up before any worker starts.
     """
@@ -67,6 +67,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
             from pytest_llmslim.conformance import cases
 
             cases.trials(config)
+        if settings.lookup(config, BY_NAME["published"]).value:
+            from pytest_llmslim import published
+
+            return published.main(config)
         if not settings.lookup(config, BY_NAME["calibrate"]).value:
             return None
         from pytest_llmslim.calibrate import main

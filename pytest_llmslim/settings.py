@@ -205,6 +205,11 @@ class Settings:
         self.timeout: float | None = plain["timeout"]
         self.calibrate: bool = plain["calibrate"]
         self.conformance: tuple[str, ...] = tuple(plain["conformance"])
+        named = plain["models-map"] in ("hub", "embedded")
+        self.models_map: str | Path = (
+            plain["models-map"] if named else self._path("models-map", root, invocation)
+        )
+        self.published: bool = plain["published"]
         self.trust_remote_code: bool = plain["trust-remote-code"]
 
     def _path(self, name: str, root: Path, invocation: Path) -> Path:
