@@ -6,10 +6,13 @@ import dataclasses
 import math
 from typing import Any
 
+from pytest_llmslim.proportions import accuracy_ratio
 from pytest_llmslim.records import (
     Build,
     Divergence,
     Estimate,
+    Evaluation,
+    Flips,
     Integrity,
     Key,
     Profile,
@@ -21,8 +24,8 @@ from pytest_llmslim.records import (
     no_estimate,
     unmeasured,
 )
-from pytest_llmslim.score import opt_estimate
-from pytest_llmslim.statistics import block_estimate
+from pytest_llmslim.score import combined, opt_estimate
+from pytest_llmslim.statistics import block_estimate, mcnemar
 
 KEY = Key("suites/test_ptq.py", "test_ptq", "embedded:gpt2", "int4")
 PROTOCOL = Protocol("window", 256, 255, True, 6120, 24, "embedded", "ab" * 32, "float32")
@@ -69,6 +72,51 @@ def cost(samples: tuple[float, ...], method: str = "measured", source: str = "ra
     return block_estimate(samples, method, source)  # type: ignore[arg-type]
 
 
+def evaluation(
+    both: int = 20,
+    lost: int = 0,
+    won: int = 0,
+    questions: int = 40,
+    *,
+    name: str = "arc_challenge",
+    **fields: Any,
+) -> Evaluation:
+    """Right and wrong answers as counts (see `proportions.accuracy_ratio`), laid out in that order."""
+    neither = questions - both - lost - won
+    rights = ["1" * both + "1" * lost + "0" * won, "1" * both + "0" * lost + "1" * won]
+    whole = Evaluation(
+        name=name,
+        metric="acc_norm",
+        higher_is_better=True,
+        chance=0.25,
+        reference=(both + lost) / questions,
+        candidate=(both + won) / questions,
+        ratio=Estimate(*accuracy_ratio(both, lost, won, questions), "measured", "questions"),
+        n=questions,
+        protocol={"task": name, "shots": "25"},
+        flips=Flips(lost, won, mcnemar(lost, won).differs),
+        reference_right=rights[0] + "0" * neither,
+        candidate_right=rights[1] + "0" * neither,
+    )
+    return dataclasses.replace(whole, **fields)
+
+
+def kind_of_text(ratio: float = 1.02, name: str = "slice(kind=code)", **fields: Any) -> Evaluation:
+    """The perplexity of a kind of text, with real scores."""
+    whole = Evaluation(
+        name=name,
+        metric="perplexity",
+        higher_is_better=False,
+        chance=None,
+        reference=20.0,
+        candidate=20.0 * ratio,
+        ratio=Estimate(ratio, ratio * 0.99, ratio * 1.01, 32, "measured", "questions"),
+        n=32,
+        protocol={"text": "code.txt", "total": "perplexity"},
+    )
+    return dataclasses.replace(whole, **fields)
+
+
 def record(
     *,
     perplexity: Estimate | None = None,
@@ -77,10 +125,16 @@ def record(
     energy_method: str = "measured",
     energy_source: str = "rapl",
     profile: Profile = BALANCED,
+    evaluations: tuple[Evaluation, ...] = (),
+    asked: tuple[str, ...] = (),
     **fields: Any,
 ) -> Record:
-    """A record whose estimates and score follow from its samples; other fields replace the record's."""
+    """A record whose estimates and score follow from its samples; other fields replace the record's.
+
+    `asked`: the measures that opt rests on, as `--llm-quality` gives them.
+    """
     ratio = quality() if perplexity is None else perplexity
+    measures = combined(ratio, evaluations, asked)
     estimates = {
         "time": cost(time, source="process cpu time"),
         "energy": cost(energy, energy_method, energy_source),
@@ -103,8 +157,11 @@ def record(
         ),
         integrity=Integrity("compressed", "stored bytes fell from 500 kB to 70 kB."),
         profile=profile,
-        opt=opt_estimate(ratio, estimates["time"], estimates["energy"], profile),
+        opt=opt_estimate(measures.worsening or ratio, estimates["time"], estimates["energy"], profile),
         fingerprint={"cpu": "EPYC", "threads": "1"},
         samples=Samples(time, time, energy, (0.01, 0.02), (255, 255)),
+        notes=measures.notes,
+        evaluations=measures.marked(evaluations),
+        quality=measures.worsening,
     )
     return dataclasses.replace(whole, **fields)

@@ -6,11 +6,22 @@ import re
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sample_records import blocks, cost, quality
+from sample_records import blocks, cost, evaluation, kind_of_text, quality, record
 
+from pytest_llmslim.encoding import from_builtins, to_builtins
 from pytest_llmslim.errors import ScoreError, SettingError
-from pytest_llmslim.records import Profile, no_estimate
-from pytest_llmslim.score import PROFILES, HigherIsBetter, LowerIsBetter, opt, opt_estimate, parse_profile
+from pytest_llmslim.records import Estimate, Profile, Record, no_estimate
+from pytest_llmslim.score import (
+    PROFILES,
+    HigherIsBetter,
+    LowerIsBetter,
+    combined,
+    opt,
+    opt_estimate,
+    parse_profile,
+    parts_sentence,
+    worsening_of,
+)
 from pytest_llmslim.score import quality as q
 
 INF, NAN = math.inf, math.nan
@@ -136,8 +147,6 @@ def test_bounds_of_parts_bound_the_score(
     p: list[float], t: list[float], e: list[float], profile: Profile
 ) -> None:
     """The interval is made of the worst and best values of the parts, and holds the value."""
-    from pytest_llmslim.records import Estimate
-
     parts = [
         Estimate(v, low, high, n, "measured", "x")
         for (low, v, high), n in zip((p, t, e), (24, 12, 8), strict=True)
@@ -241,3 +250,120 @@ def test_weights_that_do_not_weigh(text: str) -> None:
         parse_profile(text)
     with pytest.raises(SettingError, match=r"got '1:1' with a sum of 2"):
         parse_profile("1:1")
+
+
+# Several measures -------------------------------------------------------------------------------------------
+
+AT_CHANCE = evaluation(8, 0, 2)  # the reference has 8 of 40 right, 0.8 of the chance level
+
+
+def test_perplexity_alone_is_itself() -> None:
+    """Without evaluations, or where perplexity alone is asked for, nothing is combined."""
+    assert combined(quality(), ()) == (None, frozenset(), ())
+    assert combined(quality(), (evaluation(20, 2),), ("perplexity",)) == (None, frozenset(), ())
+    assert combined(quality(), (kind_of_text(),)) == (None, frozenset(), ())
+
+
+def test_the_worsening_of_several_measures() -> None:
+    """Raised to 1.5 it is the mean of the powers, of the value and of both bounds."""
+    task = evaluation(20, 4, 1)
+    found = combined(quality(1.03, 1.02, 1.04), (task,))
+    part = worsening_of("arc_challenge", task)
+    assert part.value == pytest.approx((0.6 - 0.2) / (21 / 40 - 0.2))
+    assert part.low == pytest.approx((0.6 - 0.2) / (0.6 * task.ratio.high - 0.2))  # type: ignore[operator]
+    assert part.high == pytest.approx((0.6 - 0.2) / (0.6 * task.ratio.low - 0.2))  # type: ignore[operator]
+    estimate = found.worsening
+    assert estimate is not None
+    for name, ratio in (("low", 1.02), ("value", 1.03), ("high", 1.04)):
+        expected = (ratio**1.5 + getattr(part, name) ** 1.5) / 2
+        assert getattr(estimate, name) ** 1.5 == pytest.approx(expected)
+    assert (estimate.n, estimate.method, estimate.source) == (24, "measured", "perplexity + arc_challenge")
+    assert found.scored == {"arc_challenge"}
+    assert [each.scored for each in found.marked((task, kind_of_text()))] == [True, False]
+
+
+def test_opt_over_several_measures() -> None:
+    """The score is that of the equation over all parts, without another power."""
+    now = record(evaluations=(evaluation(20, 4, 1),))
+    parts = [LowerIsBetter(1.02, 1.0), HigherIsBetter(21 / 40, 0.6, 0.25)]
+    assert now.opt.value == pytest.approx(opt(parts, 0.8, 0.7, PROFILES["balanced"]))
+
+
+def test_an_evaluation_at_chance_is_left_out_and_said() -> None:
+    """Where nothing was asked for, the others carry the score, and a note says which one does not."""
+    found = combined(quality(), (AT_CHANCE, evaluation(20, 4, name="winogrande")))
+    assert found.scored == {"winogrande"}
+    assert found.notes == (
+        "arc_challenge is no part of opt: the reference's arc_challenge acc_norm is above 0.2, or it says nothing "
+        "about the candidate, got 0.2 with a chance level of 0.25; use another metric",
+    )
+    assert combined(quality(), (AT_CHANCE,)).worsening is None
+
+
+@pytest.mark.parametrize(
+    ("tasks", "asked", "reason"),
+    [
+        ((AT_CHANCE,), ("arc_challenge",), "the reference's arc_challenge acc_norm is above 0.2, or it says nothing"),
+        ((), ("mmlu",), "mmlu is not evaluated here; add --llm-eval mmlu, or name another measure"),
+        (
+            (evaluation(reference=None, metric=""),),
+            ("perplexity", "arc_challenge"),
+            "arc_challenge has figures and no metric; name another measure in --llm-quality",
+        ),
+    ],
+)  # fmt: skip
+def test_a_measure_that_was_asked_for_is_never_left_out(tasks, asked, reason) -> None:  # type: ignore[no-untyped-def]
+    """The score is then unmeasured, with the reason."""
+    now = record(evaluations=tasks, asked=asked)
+    assert now.opt.method == "unmeasured"
+    assert now.opt.reason.startswith(f"quality: {reason}")
+    assert parts_sentence(now).startswith(f"opt is unmeasured: quality: {reason}")
+    assert not any(each.scored for each in now.evaluations)
+
+
+def test_what_is_asked_for_alone_counts() -> None:
+    """A named task without perplexity; a lower-is-better one by its ratio; the order of asking is of no account."""
+    tasks = (evaluation(20, 4), kind_of_text(1.1))
+    alone = combined(quality(), tasks, ("arc_challenge",))
+    assert alone.worsening.value == pytest.approx(0.4 / 0.3)  # type: ignore[union-attr]
+    text = combined(quality(), tasks, ("slice(kind=code)",)).worsening
+    assert (text.value, text.low, text.high) == pytest.approx((1.1, 1.1 * 0.99, 1.1 * 1.01))  # type: ignore[union-attr]
+    both = [
+        combined(quality(), tasks, names)
+        for names in (("arc_challenge", "perplexity"), ("perplexity", "arc_challenge"))
+    ]
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("candidate", [0.2, 0.0, -0.3])
+def test_a_candidate_at_chance_makes_opt_infinite(candidate: float) -> None:
+    """It is worthless, not an error; the record still crosses process borders, and the sentence is whole."""
+    now = record(evaluations=(evaluation(20, 4, candidate=candidate),))
+    assert now.worsening.value == now.opt.value == INF
+    assert from_builtins(Record, to_builtins(now)) == now
+    assert parts_sentence(now) == (
+        "opt inf = Q inf (perplexity 1.02, arc_challenge inf) x (0.5 T 0.800 + 0.5 E 0.700)"
+    )
+
+
+def test_the_score_with_its_parts() -> None:
+    """Weights, ratios, and how energy was had."""
+    now = record(evaluations=(evaluation(20, 4),), energy_method="estimated")
+    assert parts_sentence(now) == (
+        "opt 0.964 = Q 1.28 (perplexity 1.02, arc_challenge 1.33) x (0.5 T 0.800 + 0.5 E ~0.700)"
+    )
+    alone = record(profile=Profile("1:0", 1.0, 0.0), energy=())
+    assert parts_sentence(alone) == "opt 0.824 = Q 1.03 (perplexity 1.02) x (1 T 0.800)"
+    named = record(evaluations=(evaluation(20, 4),), asked=("arc_challenge",))
+    assert "= Q 1.54 (arc_challenge 1.33) x" in parts_sentence(named)
+
+
+@given(st.integers(1, 20), st.integers(0, 10), st.integers(0, 10), st.floats(0.5, 2))
+def test_bounds_hold_the_worsening(both: int, lost: int, won: int, ratio: float) -> None:
+    """Whatever was measured, the interval holds the value, and a part that gets worse makes it worse."""
+    task = evaluation(both, lost, won, chance=0.0)
+    found = combined(quality(ratio), (task,)).worsening
+    assert found is not None
+    assert found.low <= found.value <= found.high  # type: ignore[operator]
+    worse = combined(quality(ratio * 1.1), (task,)).worsening
+    assert worse.value > found.value  # type: ignore[union-attr, operator]
