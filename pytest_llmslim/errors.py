@@ -37,6 +37,19 @@ class EvaluationError(SlimError, ValueError):
     """An evaluation is unknown, has bad parameters, lacks its data, or cannot be run on this model."""
 
 
+class NotApplicableError(EvaluationError):
+    """An evaluation makes no sense on this model: an error where it was asked for by name, left out of `all`.
+
+    Args:
+        message: why.
+        quiet: nobody would have expected it, so that it is left out without a note.
+    """
+
+    def __init__(self, message: str, *, quiet: bool = False) -> None:
+        super().__init__(message)
+        self.quiet = quiet
+
+
 class MeasurementError(SlimError):
     """A measurement cannot be made, or gave something that is no number."""
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pytest_llmslim.settings import Settings
 
 PERPLEXITY = "perplexity"
-SLICES = ("code", "mathematics", "languages", "long")
+SLICES = ("code", "mathematics", "languages", "long", "nested", "rare")
+"""Kinds of text; the last two are of the embedded language, and `all` on another model passes over them."""
+ALL = "all"
 
 
 def parse(text: str, registry: Registry) -> Step:
@@ -42,6 +44,12 @@ def wanted(settings: Settings, marked: Iterable[str], registry: Registry) -> tup
     """
     texts = [*marked, *settings.evaluations, *_slices(settings.slices)]
     return tuple(dict.fromkeys(parse(text, registry) for text in texts))
+
+
+def optional(settings: Settings, marked: Iterable[str]) -> frozenset[str]:
+    """Slices that only `all` asked for: those that make no sense on a model are left out."""
+    named = {*marked, *settings.evaluations, *_slices(kind for kind in settings.slices if kind != ALL)}
+    return frozenset(_slices(kind for kind in settings.slices if kind == ALL)) - named
 
 
 def check_quality(asked: Iterable[str], names: Iterable[str]) -> None:
@@ -87,5 +95,5 @@ def _spec(name: str, registry: Registry) -> Spec:
 
 def _slices(kinds: Iterable[str]) -> list[str]:
     """`all` is each kind; what is no kind is a file."""
-    each = [kind for asked in kinds for kind in (SLICES if asked == "all" else (asked,))]
+    each = [kind for asked in kinds for kind in (SLICES if asked == ALL else (asked,))]
     return [f"slice(kind={kind})" if kind in SLICES else f'slice(file="{kind}")' for kind in each]

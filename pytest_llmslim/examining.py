@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_llmslim.errors import SlimError
+from pytest_llmslim.errors import NotApplicableError, SlimError
 from pytest_llmslim.evals import Answers, Comparator, EvalContext, Evaluator
 from pytest_llmslim.evals.cache import Cache
 from pytest_llmslim.evals.pairing import figures_only, paired
+from pytest_llmslim.evaluations import optional
 from pytest_llmslim.pairs import names_of
 
 if TYPE_CHECKING:
@@ -42,11 +43,15 @@ class Examiner:
         Raises:
             SlimError: one of them cannot be run, with its name and the reason.
         """
-        found = []
+        found: list[Evaluation] = []
+        spare = optional(self._session.settings, case.keywords.get("evals", ()))
         for step, evaluation in case.evaluations:
             try:
                 found.append(self._one(case, candidate, subject, step.text, evaluation))
             except SlimError as error:
+                if isinstance(error, NotApplicableError) and step.text in spare:
+                    found += _left_out(step.text, error)
+                    continue
                 raise type(error)(f"{step.text}: {error}") from None
         return tuple(found)
 
@@ -107,3 +112,9 @@ class Examiner:
             progress=None if told is None else lambda what: told(f"{name}: {what}" if what else ""),
             trust_remote_code=settings.trust_remote_code,
         )
+
+
+def _left_out(name: str, why: NotApplicableError) -> tuple[Evaluation, ...]:
+    """With the reason, and without what to do about it: `all` asks for what makes sense."""
+    reason = str(why).partition(";")[0]
+    return () if why.quiet else (replace(figures_only(name, ()), notes=(f"left out: {reason}",)),)
