@@ -14,6 +14,7 @@ from pytest_llmslim import judging, units
 from pytest_llmslim.comparability import difference, other_perplexity_of_same_weights
 from pytest_llmslim.conditions import explained, hidden
 from pytest_llmslim.errors import MeasurementError, ScoreError
+from pytest_llmslim.score import opt_estimate
 
 if TYPE_CHECKING:
     from pytest_llmslim.gate import Limits
@@ -85,6 +86,8 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
     then = judging.interval_of(getattr(stored, axis))
     name = axis if axis == "opt" else f"{axis} ratio"
     try:
+        if axis == "opt" and stored.quality is not None:
+            then = then._replace(low=_exact(stored).low)
         now = judging.bounds(case, axis)
         reason = judging.unreliable(case, axis)
     except (MeasurementError, ScoreError) as error:
@@ -122,6 +125,16 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
     else:
         text += f"; more than {units.percent_limit(limits.resolve)} is excluded."
     return case.verdict(axis, outcome, text, against, more=more)
+
+
+def _exact(stored: Record) -> Interval:
+    """The stored opt with its quality as it was: the same questions, asked again, need not be few to pass.
+
+    To fail they are: the high bound that is stored allows for all that the questions leave open.
+    """
+    value = stored.worsening.value
+    quality = replace(stored.worsening, low=value, high=value)
+    return judging.interval_of(opt_estimate(quality, stored.time, stored.energy, stored.profile))
 
 
 def _relative(now: Interval, then: Interval) -> float:
