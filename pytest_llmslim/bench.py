@@ -15,6 +15,7 @@ from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.perplexity import perplexity
 from pytest_llmslim.measure import Duet, Measured, Plan, Tally
 from pytest_llmslim.models.storage import parameter_count, stored_bytes
+from pytest_llmslim.pairs import NO_PERPLEXITY
 from pytest_llmslim.records import (
     Divergence,
     Estimate,
@@ -203,15 +204,10 @@ class Bench:
         subject: str,
     ) -> Record:
         session, passage = self._session, self.text
-        reference = _side(
-            self.reference.module,
-            session.reference_hash(self._case.model),
-            measured.reference,
-            passage,
-            measured.clock,
-        )
-        candidate = _side(made.module, made.weights_hash, measured.candidate, passage, measured.clock)
-        ratio = window_estimate(measured.nll_difference, measured.window_tokens)
+        reference_hash = session.reference_hash(self._case.model)
+        reference = _side(self.reference.module, reference_hash, measured.reference, passage, measured)
+        candidate = _side(made.module, made.weights_hash, measured.candidate, passage, measured)
+        ratio = _perplexity_ratio(measured)
         quality = combined(ratio, evaluations, session.settings.quality)
         costs = _costs(measured, reference, candidate, made, session.workers)
         return Record(
@@ -226,7 +222,7 @@ class Bench:
             wall=costs.wall,
             energy=costs.energy,
             stored_bytes=costs.stored_bytes,
-            floor=passage.floor,
+            floor=passage.floor if ratio.known else None,
             build=made.build,
             integrity=made.integrity,
             profile=session.settings.profile,
@@ -249,18 +245,20 @@ def _settled(record: Record) -> Record:
     return replace(record, verdicts=tuple(verdict for verdict in record.verdicts if not verdict.more))
 
 
-def _side(module: torch.nn.Module, digest: str, tally: Tally, passage: Passage, clock: str) -> Side:
-    times = tally.device_ns if clock == "cuda events" else tally.cpu_ns
+def _side(module: torch.nn.Module, digest: str, tally: Tally, passage: Passage, measured: Measured) -> Side:
+    times = tally.device_ns if measured.clock == "cuda events" else tally.cpu_ns
     good = [reading for reading in tally.energy if reading.value is not None]
-    words, size = passage.words, passage.scored_bytes
+    counts = (passage.protocol.tokens, passage.words, passage.scored_bytes)
+    # A classifier scores no token.
+    each = [perplexity(tally.nll, count) if count and measured.window_tokens else None for count in counts]
     return Side(
         parameters=parameter_count(module),
         stored_bytes=stored_bytes(module),
         weights_hash=digest,
-        perplexity=perplexity(tally.nll, passage.protocol.tokens),
-        word_perplexity=perplexity(tally.nll, words) if words else None,
-        byte_perplexity=perplexity(tally.nll, size) if size else None,
-        time_s=_seconds(times, clock),
+        perplexity=each[0],
+        word_perplexity=each[1],
+        byte_perplexity=each[2],
+        time_s=_seconds(times, measured.clock),
         wall_s=_seconds(tally.wall_ns, "perf_counter"),
         energy_j=_middle(good) if good else (tally.energy or [unmeasured("J", "none", "no energy meter")])[0],
         peak_memory=tally.peak_memory,
@@ -281,7 +279,15 @@ def _middle(readings: list[Reading]) -> Reading:
     return Reading(middle, first.unit, first.source, first.method, first.resolution)
 
 
-def _divergence(measured: Measured) -> Divergence:
+def _perplexity_ratio(measured: Measured) -> Estimate:
+    if not measured.window_tokens:
+        return no_estimate(NO_PERPLEXITY)
+    return window_estimate(measured.nll_difference, measured.window_tokens)
+
+
+def _divergence(measured: Measured) -> Divergence | None:
+    if measured.top1 is None:
+        return None
     low, high = (None, None)
     if len(measured.kl) > 1:
         _, low, high, _ = mean_interval(measured.kl, measured.window_tokens, least=0.0)

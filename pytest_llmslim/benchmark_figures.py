@@ -63,6 +63,6 @@ def extra_info(record: Record) -> dict[str, object]:
         "recipe": record.key.recipe,
         **figures(record),
         "energy_method": record.energy.method,
-        "mean_kl": record.divergence.mean_kl,
+        "mean_kl": record.divergence.mean_kl if record.divergence else None,
         "profile": record.profile.name,
     }

@@ -55,6 +55,8 @@ def other_perplexity_of_same_weights(record: Record, baseline: Record) -> str:
     now, then = record.candidate, baseline.candidate
     if now.weights_hash != then.weights_hash or now.perplexity == then.perplexity:
         return ""
+    if now.perplexity is None or then.perplexity is None:
+        return ""
     same_machine = record.fingerprint == baseline.fingerprint
     tolerance = STORED_TOLERANCE if same_machine else _OTHER_HARDWARE.get(record.protocol.dtype, 1e-3)
     if math.isclose(now.perplexity, then.perplexity, rel_tol=tolerance):

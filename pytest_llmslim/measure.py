@@ -27,7 +27,7 @@ from pytest_llmslim.meters.clock import Stopwatch, Ticks
 from pytest_llmslim.meters.disturbance import BACKWARDS, Watch
 from pytest_llmslim.meters.memory import PeakMemory
 from pytest_llmslim.models.storage import movable, reallocate, stored_bytes
-from pytest_llmslim.pairs import Measured, Scores, Tally, energy_pairs, log_ratios, names_of
+from pytest_llmslim.pairs import Measured, Tally, energy_pairs, log_ratios, names_of, scores_for
 from pytest_llmslim.records import Reading, Sampling
 from pytest_llmslim.sequential import LOOKS, looks_up_to
 from pytest_llmslim.statistics import block_medians
@@ -113,7 +113,7 @@ class Duet:
         self.progress = progress
         self.random = random.Random(plan.seed)
         self.tallies = (Tally(), Tally())
-        self.scores = Scores(passage.scored_from, label, self.tallies)
+        self.scores = scores_for(reference)(passage.scored_from, label, self.tallies)
         sizes = [stored_bytes(model) for model in self.models]
         self.movable = max(sizes) < free_bytes(plan.device)
         self.big = [size > CACHE_BYTES for size in sizes]

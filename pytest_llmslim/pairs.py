@@ -11,6 +11,7 @@ import numpy as np
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.divergence import Compared, divergence, quantiles, rms
 from pytest_llmslim.evals.perplexity import token_nll
+from pytest_llmslim.models.classifiers import is_classifier
 from pytest_llmslim.records import Method, Reading, Sampling, unmeasured
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_llmslim.meters.clock import Ticks
+
+NO_PERPLEXITY = "a classifier has no perplexity; its quality is that of its labels, e.g. --llm-eval sms_spam"
 
 
 @dataclass
@@ -111,20 +114,58 @@ class Scores:
         return weighted / max(1, sum(self.tokens))
 
     @property
-    def top1(self) -> float:
+    def top1(self) -> float | None:
         """Share of tokens with the same likeliest token."""
         return sum(compared.same for compared in self._compared.values()) / sum(self.tokens)
 
     @property
-    def kl_quantiles(self) -> tuple[float, float]:
+    def kl_quantiles(self) -> tuple[float | None, float | None]:
         """KL over all scored tokens: its median and its 0.999 quantile, in nats."""
         median, high = quantiles(np.concatenate([one.kl for one in self._compared.values()]), (0.5, 0.999))
         return median, high
 
     @property
-    def rms_dp(self) -> float:
+    def rms_dp(self) -> float | None:
         """Root of the mean squared change of the true token's probability, over all scored tokens."""
         return rms(np.concatenate([one.change for one in self._compared.values()]))
+
+
+class NoScores(Scores):
+    """For classifiers: the windows are run for their cost, and of the logits [1, labels] nothing is kept."""
+
+    log_ratio = math.nan
+    top1 = rms_dp = None
+    kl_quantiles = (None, None)
+
+    def __init__(self, first: Sequence[int], label: str, tallies: tuple[Tally, Tally]) -> None:
+        super().__init__(first, label, tallies)
+        self._seen: set[int] = set()
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._seen
+
+    def add(self, index: int, window: torch.Tensor, reference: torch.Tensor, candidate: torch.Tensor) -> None:
+        """Check the logits of both models on one window.
+
+        Raises:
+            MeasurementError: logits of another shape than the reference's, or NaN.
+        """
+        if reference.shape != candidate.shape:
+            raise MeasurementError(
+                f"{self._label} returns logits of shape {tuple(candidate.shape)}, "
+                f"the reference {tuple(reference.shape)}; a candidate keeps the reference's labels."
+            )
+        for logits, name in zip((reference, candidate), names_of(self._label), strict=True):
+            if not logits.isfinite().all():
+                raise MeasurementError(
+                    f"{name} gives no finite logits on window {index}; check the weights, or another --llm-dtype."
+                )
+        self._seen.add(index)
+
+
+def scores_for(reference: torch.nn.Module) -> type[Scores]:
+    """What is kept of the windows of a model of this kind."""
+    return NoScores if is_classifier(reference) else Scores
 
 
 @dataclass(frozen=True)
@@ -134,7 +175,8 @@ class Measured:
     `time`, `wall` and `energy` are log(candidate / reference), one value a block (energy: one a window pair
     where the meter needs longer windows than a run);
     `time` is CUDA time on a GPU and process CPU time elsewhere. `nll_difference` and `kl` are in nats a token,
-    one mean a window; `median_kl`, `kl_999` and `rms_dp` are over all scored tokens.
+    one mean a window; `median_kl`, `kl_999` and `rms_dp` are over all scored tokens. Of classifiers all these are
+    empty or `None`.
     """
 
     reference: Tally
@@ -148,7 +190,7 @@ class Measured:
     nll_difference: tuple[float, ...]
     window_tokens: tuple[int, ...]
     kl: tuple[float, ...]
-    top1: float
+    top1: float | None
     pairs: int
     busy: float
     sampling: Sampling

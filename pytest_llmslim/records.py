@@ -97,12 +97,12 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One model as it was measured. `None`: not available, e.g. words of a text without offsets."""
+    """One model as it was measured. `None`: not available, e.g. perplexity of a classifier, words without offsets."""
 
     parameters: int
     stored_bytes: int
     weights_hash: str
-    perplexity: float
+    perplexity: float | None
     word_perplexity: float | None
     byte_perplexity: float | None
     time_s: Reading
@@ -267,7 +267,7 @@ class Record:
     reference: Side
     candidate: Side
     perplexity: Estimate
-    divergence: Divergence
+    divergence: Divergence | None
     time: Estimate
     wall: Estimate
     energy: Estimate

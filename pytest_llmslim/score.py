@@ -180,13 +180,14 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
     Args:
         perplexity: its ratio candidate / reference.
         evaluations: of the record.
-        asked: the measures to rest on, `perplexity` and names of evaluations. Without any: perplexity, and every
-            evaluation whose chance level is known, but for those where the reference is at chance. A measure that was
-            asked for is never left out: where it cannot be scored, the result is unmeasured with the reason.
+        asked: the measures to rest on, `perplexity` and names of evaluations. Without any: perplexity where there is
+            one, and every evaluation whose chance level is known, but for those where the reference is at chance. A
+            measure that was asked for is never left out: where it cannot be scored, the result is unmeasured with
+            the reason.
     """
     known = [each.name for each in evaluations if each.metric and each.chance is not None]
     named = {each.name: each for each in evaluations}
-    wanted = asked or (PERPLEXITY, *known)
+    wanted = asked or ((PERPLEXITY, *known) if perplexity.known else known)
     parts, notes = {}, []
     # In one order however they were asked for, so that two runs can be compared.
     for name in sorted(set(wanted), key=[PERPLEXITY, *named, *wanted].index):
@@ -196,7 +197,7 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
             if asked:
                 return Combined(no_estimate(str(error), source=name))
             notes.append(f"{name} is no part of opt: {error}")
-    if list(parts) == [PERPLEXITY]:
+    if not parts.keys() - {PERPLEXITY}:
         return Combined(None, notes=tuple(notes))
     return Combined(_together(parts), frozenset(parts) - {PERPLEXITY}, tuple(notes))
 

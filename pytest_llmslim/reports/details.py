@@ -43,7 +43,7 @@ def details(record: Record) -> list[str]:
         )
     out += [*_sampling(record), *_metering(record)]
     out.append(f"peak memory {_reading(side.peak_memory)}")
-    out.append(_divergence(record.divergence))
+    out += [_divergence(record.divergence)] if record.divergence else []
     if side.word_perplexity and side.byte_perplexity:
         word, byte = units.significant(side.word_perplexity, 4), units.significant(side.byte_perplexity, 4)
         out.append(f"perplexity per word {word}, per byte {byte}")

@@ -37,12 +37,13 @@ class Line:
         self.last = 0.0
 
     def __call__(self, done: int, pairs: int, log_ratio: float) -> None:
-        """Show pairs done and the perplexity ratio so far; wipe the line after the last pair.
+        """Show pairs done and the perplexity ratio so far (NaN: there is none); wipe the line after the last pair.
 
         `pairs` is the number up to the next look: it grows while a gate is undecided, and only a measurement
         that is over has done them all.
         """
-        text = f"pair {done} of {pairs}, perplexity {100 * math.expm1(log_ratio):+.2f} %"
+        text = f"pair {done} of {pairs}"
+        text += "" if math.isnan(log_ratio) else f", perplexity {100 * math.expm1(log_ratio):+.2f} %"
         self._show(f" {self.subject}: {text}" if done < pairs else "")
 
     def say(self, what: str) -> None:

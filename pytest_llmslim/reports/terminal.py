@@ -127,11 +127,15 @@ def _about(records: Sequence[Record]) -> list[str]:
     step = "" if protocol.name == "window" else f", stride {protocol.stride}"
     return [
         f"{record.key.model}: {side.parameters:,} parameters, {units.size(side.stored_bytes)} in {protocol.dtype}, "
-        f"perplexity {units.significant(side.perplexity, 4)}{floor}{_pace(records)}",
+        f"{_perplexity(side.perplexity)}{floor}{_pace(records)}",
         f"text {protocol.text} (sha256 {protocol.text_sha256[:12]}), {protocol.tokens:,} tokens scored in "
         f"{protocol.windows} windows of {start}{step}",
         f"profile {profile.name}: opt = Q ({profile.alpha:g} T + {profile.beta:g} E), Q = ratio^1.5, lower is better",
     ]
+
+
+def _perplexity(value: float | None) -> str:
+    return "no perplexity" if value is None else f"perplexity {units.significant(value, 4)}"
 
 
 def _pace(records: Sequence[Record]) -> str:
@@ -141,17 +145,18 @@ def _pace(records: Sequence[Record]) -> str:
 
 
 def _row(rank: int, record: Record, *, compact: bool) -> tuple[str, ...]:
-    over = f" ({units.percent(record.candidate.perplexity / record.floor - 1)} floor)" if record.floor else ""
+    perplexity, divergence = record.candidate.perplexity, record.divergence
+    over = f" ({units.percent(perplexity / record.floor - 1)} floor)" if record.floor and perplexity else ""
     return (
         str(rank),
         record.key.recipe,
-        units.significant(record.candidate.perplexity, 4) + over,
+        units.significant(perplexity, 4) + over,
         units.ratio(record.perplexity.value, record.perplexity.low, record.perplexity.high),
         _cost(record.time, interval=not compact),
         _cost(record.energy, interval=not compact),
         _cost(record.stored_bytes, interval=False),
-        units.significant(record.divergence.mean_kl),
-        units.percent(record.divergence.top1, signed=False),
+        units.significant(divergence.mean_kl if divergence else None),
+        units.percent(divergence.top1 if divergence else None, signed=False),
         _score(record.opt),
         _outcome(record),
     )
@@ -194,6 +199,9 @@ def _legend(records: Sequence[Record]) -> list[Line]:
         )
     out += [*_net(records), *disagreements(records), *disturbed(records)]
     out += [f"- energy unmeasured: {reason}" for reason in _reasons(records)]
+    out += [
+        f"- {why}" for why in dict.fromkeys(r.perplexity.reason for r in records if not r.perplexity.known)
+    ]
     notes = dict.fromkeys(note for record in records for note in record.notes)
     return [(line, ()) for line in [*out, *notes]]
 
