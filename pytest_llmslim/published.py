@@ -132,7 +132,7 @@ def _drawn(
     except OSError as error:
         where = f"{folder} cannot be written ({error.strerror}); give another folder with --llm-results."
         return [(where, ("red",))]
-    return figure_lines([_near(path, config) for path in files])
+    return figure_lines(_near(folder, config), [path.stem for path in files])
 
 
 def _near(path: Path, config: Any) -> str:  # noqa: ANN401  # pytest.Config

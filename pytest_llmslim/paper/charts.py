@@ -98,16 +98,16 @@ def _level_two(published: Sequence[Scored], measured: Sequence[Scored]) -> Chart
 
 
 def _both(what: str, scored: Sequence[Scored]) -> tuple[Panel, ...]:
-    """Perplexity, and beside it the logic tasks where they were asked."""
+    """Perplexity, and beside it the logic tasks, empty where they were not asked."""
     measured = what == "measured"
     where = f"measured on {_places(scored)}" if measured else "published, tables 7 to 9"
     captions = _captions(scored) if measured else ("WikiText-2",)
     panels = [_panel(f"{where}: perplexity", scored, captions=captions)]
     asked = [each for each in scored if each.logic]
-    if asked:
-        tasks = ("mean over ARC-Challenge, HellaSwag, MMLU, TruthfulQA and WinoGrande",)
-        notes = tuple(dict.fromkeys(note for each in asked for note in each.notes))
-        panels.append(_panel(f"{where}: logic tasks", asked, of=lambda s: s.logic, captions=notes or tasks))
+    tasks = ("mean over ARC-Challenge, HellaSwag, MMLU, TruthfulQA and WinoGrande",)
+    notes = tuple(dict.fromkeys(note for each in asked for note in each.notes))
+    captions = (notes or tasks) if asked else ("not asked: they need --llm-data, or models from the hub",)
+    panels.append(_panel(f"{where}: logic tasks", asked, of=lambda s: s.logic, captions=captions))
     return tuple(panels)
 
 
@@ -140,7 +140,7 @@ def _places(rows: Sequence[Scored]) -> str:
 def _captions(rows: Sequence[Scored]) -> tuple[str, ...]:
     """How energy was had, and why bars are absent."""
     how = {scored.method for scored in rows if scored.opt} - {"measured"}
-    out = [f"energy is {method}" for method in sorted(how)]
+    out = [f"energy is {method}, not measured" for method in sorted(how)]
     absent = [scored.name for scored in rows if not scored.opt]
     if absent:
         out.append(f"no cost, so no bar: {', '.join(dict.fromkeys(absent))}")

@@ -34,6 +34,18 @@ def draw(charts: Sequence[Chart], folder: Path) -> list[Path]:
         MissingPackageError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
+    pictures = [(chart, picture(chart)) for chart in charts]
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    return [path for chart, figure in pictures for path in _save(figure, folder, safe_file_name(chart.name))]
+
+
+def picture(chart: Chart) -> Any:  # noqa: ANN401  # matplotlib's Figure
+    """The chart as a figure of matplotlib that no backend and no pyplot knows of.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -41,14 +53,9 @@ def draw(charts: Sequence[Chart], folder: Path) -> list[Path]:
             "figures need the Python package matplotlib, which is not installed; "
             "install it with: pip install 'pytest-llmslim[figures]'"
         ) from None
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    files = []
-    for chart in charts:
-        figure = Figure(figsize=_size(chart), layout="constrained")
-        _fill(figure, chart)
-        files += _save(figure, folder, safe_file_name(chart.name))
-    return files
+    figure = Figure(figsize=_size(chart), layout="constrained")
+    _fill(figure, chart)
+    return figure
 
 
 def _size(chart: Chart) -> tuple[float, float]:
@@ -65,7 +72,7 @@ def _fill(figure: Any, chart: Chart) -> None:  # noqa: ANN401  # matplotlib's Fi
         axes = place.subplots(1, len(row), squeeze=False, width_ratios=share)[0]
         for axis, panel in zip(axes, row, strict=True):
             _bars(axis, panel, share[row.index(panel)])
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()  # the first of a row always has bars
     figure.legend(
         handles, labels, title="profile", loc="outside lower center", ncols=len(labels), frameon=False,
         fontsize=9, title_fontsize=9,
@@ -73,6 +80,10 @@ def _fill(figure: Any, chart: Chart) -> None:  # noqa: ANN401  # matplotlib's Fi
 
 
 def _bars(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # matplotlib's Axes
+    _title(axis, panel, inches)
+    if not panel.names:
+        axis.set_axis_off()
+        return
     top = _top(panel)
     width = 0.8 / len(panel.bars)
     for i, (profile, values) in enumerate(panel.bars.items()):
@@ -98,12 +109,11 @@ def _bars(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # ma
     axis.set_ylabel(AXIS, fontsize=8)
     axis.tick_params(axis="y", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    _title(axis, panel, inches)
 
 
 def _title(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # matplotlib's Axes
     """What is shown, and below it what has to be known, as wide as the panel."""
-    lines = [line for caption in panel.captions for line in textwrap.wrap(caption, int(17 * inches))]
+    lines = [line for caption in panel.captions for line in textwrap.wrap(caption, int(14.5 * (inches - 0.8)))]
     axis.set_title("\n".join(lines), loc="left", fontsize=7.5, color=GREY)
     axis.annotate(
         panel.title, (0, 1), xycoords="axes fraction", xytext=(0, 8 + 10.5 * len(lines)), textcoords="offset points",

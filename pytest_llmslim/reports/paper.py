@@ -32,10 +32,11 @@ def published_lines(scored: Sequence[Scored], profiles: Mapping[str, Profile]) -
 
 
 def compared_lines(published: Sequence[Scored], measured: Sequence[Scored], profile: Profile) -> list[Line]:
-    """What was measured beside what was published, one table a model."""
+    """What was measured beside what was published, one table a model of which something was."""
     printed = {(row.model, row.name): row for row in published}
+    known = {row.model for row in published}
     out: list[Line] = []
-    for model, rows in _groups(measured):
+    for model, rows in _groups([row for row in measured if row.model in known]):
         axes = ["perplexity", "time", "energy", f"opt {profile.name}"]
         axes += [f"logic {profile.name}"] if any(row.logic for row in rows) else []
         head = [
@@ -50,9 +51,9 @@ def compared_lines(published: Sequence[Scored], measured: Sequence[Scored], prof
     return [*out, *((f"left out of the logic tasks: {note}", ()) for note in notes)]
 
 
-def figure_lines(files: Sequence[str]) -> list[Line]:
+def figure_lines(folder: str, names: Sequence[str]) -> list[Line]:
     """Where the pictures are."""
-    return [(f"figures: {', '.join(files)}", ())] if files else []
+    return [(f"figures in {folder}, each as .png and .svg: {', '.join(dict.fromkeys(names))}", ())]
 
 
 def _published(row: Scored, profiles: Mapping[str, Profile], *, logic: bool) -> list[str]:
