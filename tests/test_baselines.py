@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_records import KEY, blocks, quality, record
+from sample_records import KEY, blocks, evaluation, kind_of_text, quality, record
 
 from pytest_llmslim.baselines import Change, Store, anchor_path_of, load_all, path_of, told, update
 from pytest_llmslim.errors import BaselineError
 from pytest_llmslim.gate import Thresholds, decide
-from pytest_llmslim.records import Key, Record, Verdict, no_estimate
+from pytest_llmslim.records import Figure, Key, Question, Reading, Record, Verdict, no_estimate
 
 ANEW = "restore it from version control, or delete it and write it anew with --llm-update"
 
@@ -64,6 +64,66 @@ def test_only_what_a_comparison_needs_is_stored(tmp_path: Path) -> None:
     assert then.verdicts == ()
     assert then.samples.nll_difference == then.samples.window_tokens == ()
     assert then.samples.time == pytest.approx(record().samples.time, rel=1e-5)
+
+
+def test_of_evaluations_metric_and_answers_are_stored(tmp_path: Path) -> None:
+    """Texts, figures and what asking took are left out, so that like runs have no diff; the gate finds the rest."""
+    asked = evaluation(
+        20,
+        4,
+        worst=(Question("q1", "why?", "since", "since", "no", 1.0),),
+        figures=(Figure("loss", "", 1.0, 1.1),),
+        tokens=100,
+        seconds=Reading(1.5, "s", "perf_counter", "measured"),
+        notes=("cut",),
+    )
+    now = record(evaluations=(asked, kind_of_text(), evaluation(metric="", name="latency")))
+    update(tmp_path, [now])
+    text = path_of(tmp_path, KEY).read_text()
+    assert "why?" not in text
+    then = Store(tmp_path).get(KEY)
+    assert then is not None
+    assert [each.name for each in then.evaluations] == ["arc_challenge", "slice(kind=code)"]
+    first = then.evaluations[0]
+    assert (first.candidate_right, first.protocol, first.tokens, first.figures, first.notes) == (
+        asked.candidate_right,
+        asked.protocol,
+        0,
+        (),
+        (),
+    )
+    assert then.quality == dataclasses.replace(
+        now.quality,
+        value=first_digits(now.quality.value),
+        low=first_digits(now.quality.low),
+        high=first_digits(now.quality.high),
+    )
+    assert {verdict.outcome for verdict in decide(now, Thresholds(), then)} == {"passed"}
+
+
+def first_digits(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def test_without_evaluations_a_line_is_what_it_was(tmp_path: Path) -> None:
+    """Files from before there were evaluations load, and are written without a word about them."""
+    update(tmp_path, [record()])
+    text = path_of(tmp_path, KEY).read_text()
+    assert '"evaluations"' not in text
+    assert '"quality"' not in text
+    then = Store(tmp_path).get(KEY)
+    assert then is not None
+    assert (then.evaluations, then.quality) == ((), None)
+
+
+def test_changes_of_evaluations_are_told(tmp_path: Path) -> None:
+    """What the candidate reaches, by name and metric; one that is no longer there, too."""
+    runs = [evaluation(20, 4), evaluation(19, 5)]
+    new, changed, gone = (update(tmp_path, [record(evaluations=each)]) for each in (runs[:1], runs[1:], ()))
+    assert "arc_challenge acc_norm 0.500" in told(new)[0]
+    label = "int4 on embedded:gpt2"
+    assert f"{label}: arc_challenge acc_norm 0.500 -> 0.475 (-5.0 %)" in told(changed)
+    assert f"{label}: arc_challenge acc_norm 0.475 -> -" in told(gone)
 
 
 def test_the_file_is_made_for_diffs(stored: Path) -> None:
