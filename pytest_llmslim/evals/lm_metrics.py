@@ -153,12 +153,13 @@ def chosen(metric: str, responses: Sequence[tuple[float, bool]], choices: Sequen
         choices: their texts.
     """
     logs = [log for log, _ in responses]
+    logs, alone = logs[: len(choices)], logs[len(choices) :]
     if metric == "acc_norm":
         logs = [_each(log, len(choice)) for log, choice in zip(logs, choices, strict=True)]
     elif metric == "acc_bytes":
         logs = [_each(log, len(choice.encode())) for log, choice in zip(logs, choices, strict=True)]
     elif metric == "acc_mutual_info":
-        logs = [log - alone for log, alone in zip(logs, logs[len(choices) :], strict=False)]
+        logs = [log - other for log, other in zip(logs, alone, strict=True)]
     return max(range(len(choices)), key=logs.__getitem__)
 
 

@@ -20,6 +20,7 @@ from pytest_llmslim.evals import Answer, Answers, lm_metrics, lm_names
 from pytest_llmslim.evals.lm_metrics import Asked
 from pytest_llmslim.evals.lm_stock import Stock, release, silence, stock
 from pytest_llmslim.evals.local_data import shared_words
+from pytest_llmslim.models.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,8 +74,9 @@ class LMTask:
             self.task, self._shots, context.data, context.limit, context.seed, context.trust_remote_code
         )
         lm = lm_for(model, context)
-        lost = _check_room(self.task, paper.asked, lm, context.label)
-        _respond(paper.asked, lm)
+        with quiet():
+            lost = _check_room(self.task, paper.asked, lm, context.label)
+            _respond(paper.asked, lm)
         with silence():
             found, figures = _marked(paper)
         lost += lm.truncated
