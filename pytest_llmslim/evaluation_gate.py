@@ -57,7 +57,7 @@ def _alpha(case: Case) -> float:
 def _rule(case: Case, evaluation: Evaluation) -> _Rule | None:
     """The limit; the perplexity of a kind of text is held against that on perplexity."""
     limits = case.thresholds
-    if evaluation.metric == PERPLEXITY and not evaluation.higher_is_better:
+    if _is_text(evaluation):
         name, share = "max_perplexity_increase", limits.max_perplexity_increase
     else:
         name, share = "max_accuracy_drop", limits.max_accuracy_drop
@@ -163,8 +163,15 @@ def _undecided(each: Evaluation, now: Interval, bound: float) -> str:
         upright, limit = now, bound
     needed = needed_samples(upright, fail_above=limit, pass_below=limit)
     if needed is None:
-        return f"{excluded}; more questions would not help."
+        return f"{excluded}; more {'windows of text' if _is_text(each) else 'questions'} would not help."
+    if _is_text(each):
+        return f"{excluded}; about {needed} windows of text would settle it (windows={needed})."
     return f"{excluded}; about {needed} questions would settle it (--llm-limit {needed})."
+
+
+def _is_text(each: Evaluation) -> bool:
+    """Whether it is the perplexity of a kind of text."""
+    return each.metric == PERPLEXITY and not each.higher_is_better
 
 
 def _shown(each: Evaluation, value: float | None) -> str:

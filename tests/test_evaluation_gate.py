@@ -106,7 +106,9 @@ def test_a_kind_of_text_is_held_against_the_limit_on_perplexity() -> None:
     assert failed.sentence.endswith(
         "] over the reference's 20.0, limit 5 %. Raise max_perplexity_increase, or compress less."
     )
-    assert "A ratio above 1.0" in against_limit(kind_of_text(1.045), limits).sentence
+    open_ = against_limit(kind_of_text(1.045), limits).sentence
+    assert "A ratio above 1.0" in open_
+    assert open_.endswith(f" windows of text would settle it (windows={open_.split('windows=')[1]}")
 
 
 def test_another_lower_is_better_metric() -> None:
