@@ -26,7 +26,7 @@ def scored(model, name, opt=1.2, **fields):
 
 def panel(bars=(1.0, 2.0), names=("int8", "int4"), captions=()):
     """A panel with one profile."""
-    return Panel("measured on gpt2", names, {"balanced": bars}, captions)
+    return Panel("measured on gpt2", names, {"balanced": bars}, captions, ("no cost",) * len(names))
 
 
 def chart(*rows):
@@ -61,41 +61,45 @@ def test_the_highest_bars_of_figure_5_are_the_papers():
 
 
 def test_measured_stands_below_published():
-    """In the same figure, with where it was measured, how energy was had, and what has no bar."""
-    rows = [scored("gpt2", "int8", method="estimated"), scored("gpt2", "ah90", None)]
-    found = charts(PUBLISHED, rows)[0]
-    assert [row[0].title for row in found.rows] == [
-        "published, table 4 and supplement",
-        "measured on embedded:gpt2",
-    ]
-    assert found.rows[1][0].captions == ("energy is estimated, not measured", "no cost, so no bar: ah90")
-    assert found.rows[1][0].bars["energy"] == (1.2, None)
+    """Group below group, with where it was measured, how energy was had, and why a bar is absent."""
+    rows = [scored("gpt2", "int8", method="estimated"), scored("gpt2", "ah90", None), scored("gpt2", "rtn")]
+    upper, lower = (row[0] for row in charts(PUBLISHED, rows)[0].rows)
+    assert (upper.title, lower.title) == ("published, table 4 and supplement", "measured on embedded:gpt2")
+    assert upper.names == lower.names
+    assert lower.captions == ("energy is estimated, not measured", "no cost, so no bar: ah90")
+    shown = dict(zip(lower.names, zip(lower.bars["energy"], lower.absent, strict=True), strict=True))
+    assert shown["int8"][0] == 1.2
+    assert shown["ah90"] == (None, "no cost")
+    assert shown["kd+int4"] == (None, "not measured")
+    assert upper.absent[upper.names.index("rtn")] == "not published"
 
 
 def test_of_opt_only_the_published_technique_joins_figure_2():
     """All else that is measured on it has a figure of its own, as a model that the paper lacks."""
     rows = [scored("opt-125m", name, 1.0 + i) for i, name in enumerate(("int8", "sparsegpt(pattern=2:4)"))]
     found = {each.name: each for each in charts(PUBLISHED, [*rows, scored("mine", "int4")])}
-    assert [panel.names for panel in found["figure-2"].rows[1]] == [
-        ("sparsegpt\n(pattern=2:4)\non opt-125m",)
-    ]
+    (lower,) = found["figure-2"].rows[1]
+    values = dict(zip(lower.names, lower.bars["energy"], strict=True))
+    assert {name: value for name, value in values.items() if value} == {
+        "sparsegpt\n(pattern=2:4)\non opt-125m": 2.0
+    }
     assert found["figure-opt-125m"].rows[0][0].names == ("int8", "sparsegpt\n(pattern=2:4)")
     assert found["figure-mine"].title == "opt on mine"
 
 
-def test_logic_tasks_have_a_panel_only_where_they_were_asked():
+def test_logic_tasks_have_bars_only_where_they_were_asked():
     """Their place is empty after a run without tasks, with the reason; notes of the tasks stand above their panel."""
     bare = scored("opt-13b", "opt-6.7b-kd")
-    asked = scored(
-        "opt-13b", "opt-6.7b", logic={"balanced": 1.3}, notes=("mmlu: its reference is at chance",)
-    )
+    asked = scored("opt-13b", "opt-6.7b", logic={"balanced": 1.3}, notes=("mmlu: mine is at chance",))
     empty = charts(PUBLISHED, [bare])[-1]
     assert empty.rows[1][1].names == ()
     assert "not asked: they need --llm-data, or models from the hub" in texts(figures.picture(empty))
-    both = charts(PUBLISHED, [bare, asked])[-1].rows[1]
-    assert [panel.names for panel in both] == [("opt-6.7b-kd", "opt-6.7b"), ("opt-6.7b",)]
-    assert both[1].captions == ("mmlu: its reference is at chance",)
-    assert both[1].bars == {"balanced": (1.3,), "energy": (None,), "runtime": (None,)}
+    logic = charts(PUBLISHED, [bare, asked])[-1].rows[1][1]
+    assert logic.captions == ("left out: mmlu: mine is at chance",)
+    shown = dict(zip(logic.names, zip(logic.bars["balanced"], logic.absent, strict=True), strict=True))
+    assert shown["opt-6.7b"][0] == 1.3
+    assert shown["opt-6.7b-kd"] == (None, "not asked")
+    assert shown["mn-minitron-8b"] == (None, "not measured")
 
 
 def test_a_record_becomes_a_bar():

@@ -122,7 +122,7 @@ def test_a_task_at_chance_is_left_out_by_name():
     """The rest is scored; a task that is none of the five is passed over."""
     parts = (asked("mmlu", 0.19, 0.2), asked("hellaswag", 0.6, 0.5), asked("sst2", 0.9, 0.5))
     row = scores.measured(record(evaluations=parts), "opt-13b", "opt-6.7b")
-    assert row.notes == ("mmlu: its reference is at chance",)
+    assert row.notes == ("mmlu: embedded:gpt2 is at chance",)
     assert row.logic["balanced"] == pytest.approx((0.4 / 0.3) ** 1.5 * 0.75)
 
 
@@ -427,8 +427,9 @@ def test_tasks_are_asked_where_they_can_be_had(pytester, monkeypatch):
     assert Given.text is None
     (pytester.path / "wikitext-2-raw").mkdir()
     (pytester.path / suite.WIKITEXT).write_text("a text")
-    suite._choose_text(Given, EMBEDDED)
-    assert Given.text is None
+    for mixed in (EMBEDDED, {**HUB, "gpt2": "embedded:gpt2"}):
+        suite._choose_text(Given, mixed)
+        assert Given.text is None
     suite._choose_text(Given, HUB)
     assert Given.text == pytester.path / suite.WIKITEXT
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_llmslim.paper.tables import Row
     from pytest_llmslim.records import Method, Profile, Record
 
-LEFT_OUT = "its reference is at chance"
+LEFT_OUT = "is at chance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,8 @@ def measured(record: Record, model: str, name: str, profiles: Iterable[Profile] 
     """Scores of a record under other names, from its ratios; without a cost there is no score, with the reason."""
     weights = _profiles(profiles)
     ratios = (record.perplexity.value, record.time.value, record.energy.value)
-    reason = next(
-        (
-            f"{part}: {it.reason}"
-            for part, it in (("time", record.time), ("energy", record.energy))
-            if not it.known
-        ),
-        "",
-    )
+    parts = {"perplexity": record.perplexity, "time": record.time, "energy": record.energy}
+    reason = next((f"{name}: {part.reason}" for name, part in parts.items() if not part.known), "")
     logic, notes = _logic_parts(record)
     return Scored(
         model,
@@ -114,7 +108,7 @@ def _logic_parts(record: Record) -> tuple[list[HigherIsBetter], tuple[str, ...]]
         try:
             part.worsening()
         except ScoreError:
-            notes.append(f"{task}: {LEFT_OUT}")
+            notes.append(f"{task}: {record.key.model} {LEFT_OUT}")
         else:
             parts.append(part)
     return parts, tuple(notes)

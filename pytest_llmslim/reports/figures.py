@@ -93,9 +93,9 @@ def _bars(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # ma
         for place, value in zip(places, values, strict=True):
             if value is not None and value > top:
                 _note(axis, place, top, f"{value:.3g}")
-    for group in range(len(panel.names)):
+    for group, reason in enumerate(panel.absent):
         if all(values[group] is None for values in panel.bars.values()):
-            _note(axis, group, 0.0, "no cost")
+            _note(axis, group, 0.0, reason)
     axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axis.annotate(
         "reference", (1, 1), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
@@ -113,7 +113,9 @@ def _bars(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # ma
 
 def _title(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # matplotlib's Axes
     """What is shown, and below it what has to be known, as wide as the panel."""
-    lines = [line for caption in panel.captions for line in textwrap.wrap(caption, int(14.5 * (inches - 0.8)))]
+    lines = [
+        line for caption in panel.captions for line in textwrap.wrap(caption, int(14.5 * (inches - 0.8)))
+    ]
     axis.set_title("\n".join(lines), loc="left", fontsize=7.5, color=GREY)
     axis.annotate(
         panel.title, (0, 1), xycoords="axes fraction", xytext=(0, 8 + 10.5 * len(lines)), textcoords="offset points",

@@ -81,11 +81,11 @@ def _has_tasks(model: str, settings: Settings) -> bool:
 
 
 def _choose_text(settings: Settings, models: Mapping[str, str]) -> None:
-    """WikiText-2 of `--llm-data`, unless a text was given or all references are embedded and have their own."""
+    """WikiText-2 of `--llm-data`, unless a text was given or a reference is embedded: these have their own."""
     references = {models[name] for name in LEVEL_ONE} | {
         models[row.reference or row.model] for row in level_two()
     }
-    own = all(model.startswith("embedded:") or model == LEFT_OUT for model in references)
+    own = any(model.startswith("embedded:") for model in references)
     file: Path | None = settings.data / WIKITEXT if settings.data else None
     if settings.text is None and not own and file is not None and file.is_file():
         settings.text = file
