@@ -157,7 +157,7 @@ class Clock(NamedTuple):
         sign: Literal[1, -1] = 1,
     ) -> Figure:
         """Medians of `value` of the wall time, and the ratio of the times or, with `sign` -1, of their inverse."""
-        middles = [statistics.median(value(ticks.wall_ns / 1e9) for ticks in side) for side in sides]
+        middles = [statistics.median(value(max(ticks.wall_ns, 1) / 1e9) for ticks in side) for side in sides]
         logs = log_ratios(*([self._ns(ticks) for ticks in side] for side in sides))
         source = "cuda events" if self.cuda else "process cpu time"
         ratio = _estimate([sign * log for log in logs], "measured", source)
