@@ -81,7 +81,7 @@ def evaluations_for(
         SlimError: one is not known, or has bad parameters.
     """
     marked = keywords.get("evals", ())
-    if not (marked or settings.evaluations or settings.slices):
+    if not (marked or settings.evaluations or settings.slices or settings.quality):
         return ()
     from pytest_llmslim import evaluations
     from pytest_llmslim.eval_catalogue import BUILTIN_EVALUATIONS

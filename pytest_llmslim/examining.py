@@ -12,6 +12,7 @@ from pytest_llmslim.evals import Answers, Comparator, EvalContext, Evaluator
 from pytest_llmslim.evals.cache import Cache
 from pytest_llmslim.evals.pairing import figures_only, paired
 from pytest_llmslim.evaluations import optional
+from pytest_llmslim.models.classifiers import is_classifier
 from pytest_llmslim.pairs import names_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from pytest_llmslim.session import Session
 
 
+NO_CLASSIFIER = (
+    "it asks a model for next tokens, and {} gives labels; ask for those, e.g. --llm-eval sms_spam or "
+    "'classification(task=sst2)'"
+)
 SHARED = "cost is not measured while {} workers share the machine; run without -n"
+
+SIMULATED = "{} is simulated, so it has no cost of its own"
 
 
 class Examiner:
@@ -60,14 +67,17 @@ class Examiner:
     ) -> Evaluation:
         session = self._session
         reference = session.reference(case.model).module
+        if is_classifier(reference) and not getattr(evaluation, "classifiers", False):
+            raise NotApplicableError(NO_CLASSIFIER.format(case.label))
         told = session.progress(subject).say if session.progress else None
         first, second = names_of(subject)
         asked = self._context(case, told, name)
         torch.set_num_threads(session.settings.threads)
         with torch.inference_mode():
             if isinstance(evaluation, Comparator):
-                if session.workers > 1:
-                    return replace(figures_only(name, ()), notes=(SHARED.format(session.workers),))
+                reason = self._no_cost(candidate, subject)
+                if reason:
+                    return replace(figures_only(name, ()), notes=(reason,))
                 figures = evaluation.compare(
                     reference, candidate.module, replace(asked, label=subject), session.meter
                 )
@@ -84,6 +94,12 @@ class Examiner:
             )
             after = evaluation.answers(candidate.module, context)
         return paired(name, before, after, subject)
+
+    def _no_cost(self, candidate: Candidate, subject: str) -> str:
+        """Why costs of both models cannot be compared; empty where they can."""
+        if candidate.integrity.status == "simulated":
+            return SIMULATED.format(subject)
+        return SHARED.format(self._session.workers) if self._session.workers > 1 else ""
 
     def _answers_of_reference(
         self, case: Case, evaluation: Evaluator, reference: torch.nn.Module, context: EvalContext, name: str

@@ -103,7 +103,8 @@ def test_the_command_line_adds_evaluations(asked):
     """To those of the marker; one that needs both models at once has figures and no metric."""
     result = asked("--llm-eval", "sizes", "--llm-eval", "told(right=4)")
 
-    result.stdout.fnmatch_lines(["  sizes: candidate / reference*", "*layers *2.00 *2.00*2.00"])
+    result.stdout.fnmatch_lines(["  sizes: candidate / reference*", "*layers *2.00 *2.00 *-"])
+    result.stdout.fnmatch_lines(["    magnitude on tiny-gpt2 is simulated, so it has no cost of its own"])
     result.stdout.fnmatch_lines(["  told(right=4): acc*"])
 
 
@@ -157,3 +158,21 @@ def test_quality_names_what_is_evaluated(asked):
             "add --llm-eval arc_challenge"
         ]
     )
+
+
+def test_the_head_says_what_quality_is(asked):
+    """Several measures, by name; with `-v` the score of each candidate with its parts."""
+    result = asked("--llm-profile", "runtime", "-v")
+
+    result.stdout.fnmatch_lines(
+        ["profile runtime: opt = Q (0.9 T + 0.1 E), Q = mean of P^1.5 over perplexity + told, *"]
+    )
+
+
+def test_quality_without_evaluations_is_perplexity(asked, pytester):
+    """Another name would leave opt without a value, so it is refused."""
+    pytester.makepyfile(test_own=TESTS.replace(', eval="told"', ""))
+
+    result = asked("--llm-quality", "told")
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["*one of perplexity here, got 'told'; add --llm-eval told"])

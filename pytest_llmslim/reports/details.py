@@ -19,6 +19,7 @@ from pytest_llmslim.judging import interval_of
 from pytest_llmslim.meters.crosscheck import AGREE, agree
 from pytest_llmslim.planning import detectable_by_blocks
 from pytest_llmslim.reports import evaluations
+from pytest_llmslim.score import parts_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,6 +48,8 @@ def details(record: Record) -> list[str]:
     if side.word_perplexity and side.byte_perplexity:
         word, byte = units.significant(side.word_perplexity, 4), units.significant(side.byte_perplexity, 4)
         out.append(f"perplexity per word {word}, per byte {byte}")
+    if record.opt.known:
+        out.append(parts_sentence(record))
     out += [line for evaluation in record.evaluations for line in evaluations.worst(evaluation)]
     return out + [f"{verdict.outcome}: {verdict.sentence}" for verdict in record.verdicts]
 

@@ -60,18 +60,21 @@ def picture(chart: Chart) -> Any:  # noqa: ANN401  # matplotlib's Figure
 
 def _size(chart: Chart) -> tuple[float, float]:
     """Inches, by the groups of the widest row."""
-    width = max(sum(max(LEAST_INCH, GROUP_INCH * len(panel.names)) for panel in row) for row in chart.rows)
-    return width, ROW_INCH * len(chart.rows) + 0.5
+    return max(_inches(row) * len(row) for row in chart.rows), ROW_INCH * len(chart.rows) + 0.5
+
+
+def _inches(row: Sequence[Panel]) -> float:
+    """The width of each panel of a row."""
+    return max(LEAST_INCH, *(GROUP_INCH * len(panel.names) for panel in row))
 
 
 def _fill(figure: Any, chart: Chart) -> None:  # noqa: ANN401  # matplotlib's Figure
     figure.suptitle(chart.title, fontsize=13, fontweight="bold")
     rows = figure.subfigures(len(chart.rows), 1, squeeze=False)[:, 0]
     for place, row in zip(rows, chart.rows, strict=True):
-        share = [max(LEAST_INCH, GROUP_INCH * len(panel.names)) for panel in row]
-        axes = place.subplots(1, len(row), squeeze=False, width_ratios=share)[0]
+        axes = place.subplots(1, len(row), squeeze=False)[0]
         for axis, panel in zip(axes, row, strict=True):
-            _bars(axis, panel, share[row.index(panel)])
+            _bars(axis, panel, _inches(row))
     handles, labels = axes[0].get_legend_handles_labels()  # the first of a row always has bars
     figure.legend(
         handles, labels, title="profile", loc="outside lower center", ncols=len(labels), frameon=False,

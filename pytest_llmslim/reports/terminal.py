@@ -130,12 +130,19 @@ def _about(records: Sequence[Record]) -> list[str]:
         f"{_perplexity(side.perplexity)}{floor}{_pace(records)}",
         f"text {protocol.text} (sha256 {protocol.text_sha256[:12]}), {protocol.tokens:,} tokens scored in "
         f"{protocol.windows} windows of {start}{step}",
-        f"profile {profile.name}: opt = Q ({profile.alpha:g} T + {profile.beta:g} E), Q = ratio^1.5, lower is better",
+        f"profile {profile.name}: opt = Q ({profile.alpha:g} T + {profile.beta:g} E), Q = {_quality(records)}, "
+        "lower is better",
     ]
 
 
 def _perplexity(value: float | None) -> str:
     return "no perplexity" if value is None else f"perplexity {units.significant(value, 4)}"
+
+
+def _quality(records: Sequence[Record]) -> str:
+    """What Q is made of: perplexity alone, or several measures."""
+    several = next((record.quality for record in records if record.quality is not None), None)
+    return "ratio^1.5" if several is None else f"mean of P^1.5 over {several.source}"
 
 
 def _pace(records: Sequence[Record]) -> str:
