@@ -49,6 +49,12 @@ class HarnessModel(HFLM):
         self._scorer = Scorer(model, self.max_length, context.label)
         self._shelf = self._open_shelf()
 
+    @property
+    def eot_token_id(self) -> int:
+        """Ends a text; where a tokenizer has no such token, BOS, which begins the next text."""
+        end = self.tokenizer.eos_token_id
+        return int(self.tokenizer.bos_token_id if end is None else end)
+
     def protocol(self) -> dict[str, str]:
         """All on which an answer depends besides weights and request."""
         config = {
