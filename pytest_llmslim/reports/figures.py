@@ -85,7 +85,8 @@ def _fill(figure: Any, chart: Chart) -> None:  # noqa: ANN401  # matplotlib's Fi
 def _bars(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # matplotlib's Axes
     _title(axis, panel, inches)
     if not panel.names:
-        axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
         return
     top = _top(panel)
     width = 0.8 / len(panel.bars)
