@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import replace
-from itertools import combinations
 
 import pytest
 import torch
@@ -21,12 +20,14 @@ from pytest_llmslim.evals.prefixes import (
     End,
     Group,
     Limits,
+    Room,
     Row,
+    Stem,
     batches,
     cost,
     grouped,
-    prefix_batches,
     rows_of,
+    stem_batches,
 )
 from pytest_llmslim.evals.scorer import Scorer, lm_for
 from pytest_llmslim.methods import Context
@@ -435,34 +436,51 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 REQUESTS = st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=6)
 
 
-def best_cost(rows, shortest):
-    """The fewest tokens over all ways to put rows into groups."""
-    if not rows:
-        return 0
-    first, others = rows[0], rows[1:]
-    costs = []
-    for size in range(len(others) + 1):
-        for chosen in combinations(range(len(others)), size):
-            group = [first, *(others[i] for i in chosen)]
-            limit = min(row.first for row in group)
-            shared = next((k for k in range(limit, 0, -1) if len({row.tokens[:k] for row in group}) == 1), 0)
-            saved = (len(group) - 1) * shared if shared >= shortest else 0
-            rest = [row for i, row in enumerate(others) if i not in chosen]
-            costs.append(sum(len(row.tokens) for row in group) - saved + best_cost(rest, shortest))
-    return min(costs)
+def rows_in(group, prefix=()):
+    """All rows below a group; each begins with all prefixes around it, and no prefix predicts what is wanted."""
+    assert group.prefix[: len(prefix)] == prefix
+    found = [*group.rows, *(row for each in group.groups for row in rows_in(each, group.prefix))]
+    assert all(row.tokens[: group.shared] == group.prefix and row.first >= group.shared for row in found)
+    return found
 
 
-@given(REQUESTS, st.integers(1, 3))
-def test_no_other_grouping_processes_fewer_tokens(requests, shortest):
-    """Against all groupings, by brute force; every row is in one group, behind what it shares."""
+@given(REQUESTS)
+def test_no_token_is_processed_twice(requests):
+    """With prefixes of any length the cost is one token a node of the tree, and what predicts something wanted."""
     rows = rows_of(requests, 50)
-    groups = grouped(rows, shortest)
-    assert cost(groups) == best_cost(rows, shortest)
-    assert sorted(row for group in groups for row in group.rows) == sorted(rows)
-    for group in groups:
-        assert len({row.tokens[: group.shared] for row in group.rows}) == 1
-        assert group.shared <= min(row.first for row in group.rows)
-        assert group.shared == 0 or (group.shared >= shortest and len(group.rows) > 1)
+    nodes = {row.tokens[:k] for row in rows for k in range(1, row.first + 1)}
+    assert cost(grouped(rows, 1)) == len(nodes) + sum(len(row.tokens) - row.first for row in rows)
+
+
+@given(REQUESTS, st.integers(1, 4))
+def test_every_row_is_behind_what_it_shares(requests, shortest):
+    """Once, at any depth; each prefix is so much longer than the one around it, and shared by two rows at least."""
+    rows = rows_of(requests, 50)
+    whole = grouped(rows, shortest)
+    assert whole.shared == 0
+    assert sorted(rows_in(whole)) == sorted(rows)
+    assert cost(whole) <= sum(len(row.tokens) for row in rows)
+    around = [whole]
+    while around:
+        group = around.pop()
+        for each in group.groups:
+            assert each.shared >= group.shared + shortest
+            assert len(rows_in(each)) > 1
+        around += group.groups
+
+
+def test_examples_and_questions_are_both_shared():
+    """Two levels: 40 tokens of examples once, 10 of each of 5 questions once, 4 choices of 3 tokens each."""
+    examples = list(range(40))
+    requests = [
+        (examples + [100 + question] * 10, [200 + choice, 3, 4])
+        for question in range(5)
+        for choice in range(4)
+    ]
+    tree = grouped(rows_of(requests, 500))
+    # The last token of a question predicts the first of a choice, so it is the choice's.
+    assert (len(tree.groups), tree.groups[0].shared, len(tree.groups[0].groups)) == (1, 40, 5)
+    assert cost(tree) == 40 + 5 * 9 + 20 * 3
 
 
 @given(REQUESTS, st.integers(6, 12))
@@ -507,7 +525,8 @@ ENDS = st.lists(
 @given(ENDS, st.integers(1, 60), st.integers(1, 30), st.integers(1, 200), st.integers(0, 10))
 def test_batches_hold_all_and_keep_to_their_limits(ends, tokens, scored, slots, past):
     """The longest come first; one end alone may be too large."""
-    found = list(batches(ends, Limits(tokens, scored, slots), past))
+    room = Room(past, slots) if past else None
+    found = list(batches(ends, Limits(tokens, scored), room))
     assert sorted(end for batch in found for end in batch) == sorted(ends)
     assert [end.length for batch in found for end in batch] == sorted((e.length for e in ends), reverse=True)
     for batch in found:
@@ -515,16 +534,23 @@ def test_batches_hold_all_and_keep_to_their_limits(ends, tokens, scored, slots, 
         if len(batch) > 1:
             assert len(batch) * width <= tokens
             assert len(batch) * (width - min(end.first for end in batch)) <= scored
-            assert past == 0 or len(batch) * (past + width) <= slots
+            assert room is None or len(batch) * (past + width) <= slots
 
 
-@given(st.lists(st.integers(8, 60), max_size=20), st.integers(1, 300), st.booleans())
-def test_prefixes_run_together_with_little_padding(lengths, tokens, pads):
+@given(
+    st.lists(st.integers(1, 60), max_size=20),
+    st.integers(1, 300),
+    st.none() | st.builds(Room, st.integers(1, 50), st.integers(1, 500)),
+    st.booleans(),
+)
+def test_prefixes_run_together_with_little_padding(lengths, tokens, room, pads):
     """One token of eight at most; none where the model cannot bear it."""
-    groups = [Group(length, (Row((0,) * 61, ()),) * 2) for length in lengths]
-    found = list(prefix_batches(groups, Limits(tokens, 1, 1), pads=pads))
-    assert sorted(group.shared for batch in found for group in batch) == sorted(lengths)
+    stems = [Stem(Group(length + 5, (Row((0,) * 70, ()),)), 5) for length in lengths]
+    found = list(stem_batches(stems, Limits(tokens, 1), room, pads=pads))
+    assert sorted(len(stem.tokens) for batch in found for stem in batch) == sorted(lengths)
     for batch in found:
-        whole = len(batch) * max(group.shared for group in batch)
+        width = max(len(stem.tokens) for stem in batch)
+        whole = len(batch) * width
         assert len(batch) == 1 or whole <= tokens
-        assert whole - sum(group.shared for group in batch) <= (whole // 8 if pads else 0)
+        assert len(batch) == 1 or room is None or len(batch) * (room.past + width) <= room.slots
+        assert whole - sum(len(stem.tokens) for stem in batch) <= (whole // 8 if pads else 0)

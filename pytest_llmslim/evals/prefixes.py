@@ -43,10 +43,22 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Rows that begin with the same `shared` tokens, none of which predicts anything wanted."""
+    """Requests that begin with the same `shared` tokens, none of which predicts anything wanted.
+
+    Args:
+        shared: tokens from the beginning.
+        rows: that go on from there, each by itself.
+        groups: that have more in common with each other.
+    """
 
     shared: int
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The shared tokens."""
+        return self.rows[0].tokens[: self.shared] if self.rows else self.groups[0].prefix[: self.shared]
 
 
 class End(NamedTuple):
@@ -67,6 +79,19 @@ class End(NamedTuple):
         return self.row.first - self.skip
 
 
+class Stem(NamedTuple):
+    """What of a group's prefix is left behind the `skip` tokens of the group around it, the `owner`-th of a batch."""
+
+    group: Group
+    skip: int = 0
+    owner: int = 0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens to process."""
+        return self.group.prefix[self.skip :]
+
+
 @dataclass
 class Limits:
     """What a forward pass may hold.
@@ -74,12 +99,26 @@ class Limits:
     Args:
         tokens: of all rows, with padding.
         scored: positions of which logits are kept, [rows, positions, vocabulary].
-        slots: positions in the cache of keys and values, of all rows.
     """
 
     tokens: int
     scored: int
+
+
+class Room(NamedTuple):
+    """Of a cache of keys and values that ends follow.
+
+    Args:
+        past: positions of a row that are taken.
+        slots: positions of all rows that there may be.
+    """
+
+    past: int
     slots: int
+
+    def holds(self, rows: int, width: int) -> bool:
+        """Whether so many rows of so many tokens more fit in."""
+        return rows * (self.past + width) <= self.slots
 
 
 def rows_of(requests: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int) -> list[Row]:
@@ -125,50 +164,51 @@ def _check(context: int, continuation: int, longest: int) -> None:
 
 @dataclass
 class _Branch:
-    """Rows that agree in their first `depth` tokens, while their tree is built."""
+    """Rows that agree in their first `depth` tokens, while their tree is built: a row, or branches."""
 
     depth: int
-    groups: list[Group] = field(default_factory=list)
-    saved: int = 0
+    row: Row | None = None
+    inner: list[_Branch] = field(default_factory=list)
 
-    def take(self, other: _Branch) -> None:
-        self.groups += other.groups
-        self.saved += other.saved
+    def settled(self, above: int, shortest: int) -> Group:
+        """With a prefix of its own only where that is so much longer than the one above."""
+        if self.row is not None:
+            return Group(above, (self.row,))
+        own = self.depth if self.depth - above >= shortest else above
+        inner = [branch.settled(own, shortest) for branch in self.inner]
+        here = [group for group in inner if group.shared == own]
+        rows = tuple(row for group in here for row in group.rows)
+        deeper = [group for group in inner if group.shared > own]
+        return Group(own, rows, (*(each for group in here for each in group.groups), *deeper))
 
-    def settle(self, shortest: int) -> None:
-        """Make one group of all rows if that saves more than the groups among them."""
-        rows = tuple(row for group in self.groups for row in group.rows)
-        saved = (len(rows) - 1) * self.depth
-        if self.depth >= shortest and saved > self.saved:
-            self.groups, self.saved = [Group(self.depth, rows)], saved
 
+def grouped(rows: Iterable[Row], shortest: int = SHORTEST) -> Group:
+    """The tree of what rows have in common, so that nearly no token is processed twice.
 
-def grouped(rows: Iterable[Row], shortest: int = SHORTEST) -> list[Group]:
-    """Rows in groups that share a prefix, so that as few tokens as possible are processed.
-
-    A group of n rows saves (n - 1) x shared tokens. Groups in groups are weighed against each other: either all rows
-    share the short prefix, or some of them each a longer one, whichever saves more in sum. That is the optimum
-    for one level of sharing. Rows that share nothing are groups of one, with 0 shared.
+    Wherever requests part, what they shared until there is run once, if that is at least `shortest` tokens past
+    the place where their group parted from others. A shorter piece is run by each of them.
 
     Args:
         rows: in any order.
         shortest: shared tokens below which nothing is shared.
+
+    Returns:
+        all rows, in a group that shares nothing.
     """
     # What predicts something wanted stays in the row's own part, so that a prefix needs no logits.
     keys = sorted((row.tokens[: row.first], row.tokens, row) for row in rows)
     common = [_common(one[0], other[0]) for one, other in pairwise(keys)]
-    open_branches: list[_Branch] = []
+    opened: list[_Branch] = [_Branch(0)]
     # Each row is a leaf; what it has in common with the next row says which branches end with it.
-    for (key, _, row), depth in zip(keys, [*common, -1], strict=True):
-        branch = _Branch(len(key), [Group(0, (row,))])
-        while open_branches and open_branches[-1].depth > depth:
-            open_branches[-1].take(branch)
-            branch = open_branches.pop()
-            branch.settle(shortest)
-        if not open_branches or open_branches[-1].depth < depth:
-            open_branches.append(_Branch(depth))
-        open_branches[-1].take(branch)
-    return open_branches[0].groups if open_branches else []
+    for (key, _, row), depth in zip(keys, [*common, 0], strict=False):
+        branch = _Branch(len(key), row)
+        while opened[-1].depth > depth:
+            opened[-1].inner.append(branch)
+            branch = opened.pop()
+        if opened[-1].depth < depth:
+            opened.append(_Branch(depth))
+        opened[-1].inner.append(branch)
+    return opened[0].settled(0, shortest)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -179,18 +219,19 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
-def cost(groups: Iterable[Group]) -> int:
+def cost(group: Group, above: int = 0) -> int:
     """Tokens that are processed, without padding."""
-    return sum(g.shared + sum(len(row.tokens) - g.shared for row in g.rows) for g in groups)
+    own = sum(len(row.tokens) - group.shared for row in group.rows)
+    return group.shared - above + own + sum(cost(each, group.shared) for each in group.groups)
 
 
-def batches(ends: Iterable[End], limits: Limits, past: int = 0) -> Iterator[list[End]]:
+def batches(ends: Iterable[End], limits: Limits, room: Room | None = None) -> Iterator[list[End]]:
     """Ends in batches of like length, the longest first, so that what does not fit shows at once.
 
     Args:
         ends: in any order.
         limits: of a batch; one end alone may exceed them. May change while this runs.
-        past: positions in the cache before the ends; 0: there is no cache.
+        room: in the cache, where there is one.
     """
     batch: list[End] = []
     longest = first = 0
@@ -200,7 +241,7 @@ def batches(ends: Iterable[End], limits: Limits, past: int = 0) -> Iterator[list
         too_many = (
             rows * longest > limits.tokens
             or rows * (longest - low) > limits.scored
-            or (past and rows * (past + longest) > limits.slots)
+            or not (room is None or room.holds(rows, longest))
         )
         if batch and too_many:
             yield batch
@@ -211,16 +252,26 @@ def batches(ends: Iterable[End], limits: Limits, past: int = 0) -> Iterator[list
         yield batch
 
 
-def prefix_batches(groups: Iterable[Group], limits: Limits, *, pads: bool) -> Iterator[list[Group]]:
-    """Groups whose prefixes run together: of equal length, or with little padding where the model bears it."""
-    batch: list[Group] = []
-    for group in sorted(groups, key=lambda group: (-group.shared, group.rows[0].tokens)):
-        everything = [*(each.shared for each in batch), group.shared]
-        whole = len(everything) * everything[0]
-        padding = whole - sum(everything)
-        if batch and (whole > limits.tokens or padding > (whole // PADDING if pads else 0)):
+def stem_batches(
+    stems: Iterable[Stem], limits: Limits, room: Room | None = None, *, pads: bool
+) -> Iterator[list[Stem]]:
+    """Stems that run together: of equal length, or with little padding where the model bears it.
+
+    Args:
+        stems: in any order.
+        limits: of a batch; one stem alone may exceed them.
+        room: in the cache, where there is one.
+        pads: whether shorter ones may be padded.
+    """
+    batch: list[Stem] = []
+    for stem in sorted(stems, key=lambda stem: (-len(stem.tokens), stem.group.prefix)):
+        lengths = [*(len(each.tokens) for each in batch), len(stem.tokens)]
+        rows, width = len(lengths), lengths[0]
+        too_many = rows * width > limits.tokens or not (room is None or room.holds(rows, width))
+        uneven = rows * width - sum(lengths) > (rows * width // PADDING if pads else 0)
+        if batch and (too_many or uneven):
             yield batch
             batch = []
-        batch.append(group)
+        batch.append(stem)
     if batch:
         yield batch

@@ -22,7 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llmslim.errors import EvaluationError
-from pytest_llmslim.evals.prefixes import End, Group, Limits, batches, grouped, prefix_batches, rows_of
+from pytest_llmslim.evals.prefixes import (
+    End,
+    Group,
+    Limits,
+    Room,
+    Stem,
+    batches,
+    grouped,
+    rows_of,
+    stem_batches,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,30 +78,35 @@ def lm_for(model: nn.Module, context: EvalContext) -> HarnessModel:
 
 @dataclass(frozen=True)
 class Past:
-    """Prefixes in a cache, one a row.
+    """What is in a cache.
 
     Args:
         cache: keys and values, as transformers keeps them.
-        lengths: tokens of each prefix, shape [rows]; shorter ones are padded on the left.
-        longest: positions of the cache.
-        padded: whether any is shorter than `longest`.
+        mask: which of its positions hold a token and no padding, bool [rows, positions], on the CPU.
     """
 
     cache: Any
-    lengths: torch.Tensor
-    longest: int
-    padded: bool
+    mask: torch.Tensor
+
+    @property
+    def longest(self) -> int:
+        """Positions."""
+        return self.mask.shape[1]
+
+    @property
+    def slides(self) -> bool:
+        """Whether layers look at the last positions only, so that padding among them would take a token's place."""
+        return any(self.cache.is_sliding)
 
     def repeated(self, owners: Sequence[int]) -> Past:
-        """The prefixes of these rows, in a cache of their own."""
-        rows = torch.tensor(owners, device=self.lengths.device)
-        return Past(_copy(self.cache, rows), self.lengths[rows], self.longest, self.padded)
+        """These rows, in a cache of their own."""
+        rows = torch.tensor(owners)
+        return Past(_copy(self.cache, rows), self.mask[rows])
 
     def bytes_a_slot(self) -> float:
         """Of one position of one row in all layers."""
         tensors = [each for layer in self.cache.layers for each in (layer.keys, layer.values)]
-        whole = sum(each.numel() * each.element_size() for each in tensors)
-        return max(1.0, whole / (len(self.lengths) * self.longest))
+        return max(1.0, sum(each.numel() * each.element_size() for each in tensors) / self.mask.numel())
 
 
 class Scorer:
@@ -108,12 +123,12 @@ class Scorer:
         self._model, self._longest, self._label = model, longest, label
         self._takes = set(inspect.signature(model.forward).parameters)
         self._device = next(model.parameters()).device
-        self._sharing = sharing and {"past_key_values", "use_cache"} <= self._takes
+        self._sharing = sharing
         self._pads: bool | None = None
         cuda = self._device.type == "cuda"
         self._cache_bytes = CUDA_CACHE_BYTES if cuda else CPU_CACHE_BYTES
         scored = max(1, LOGIT_BYTES // (4 * _vocabulary(model)))
-        self.limits = Limits(CUDA_TOKENS if cuda else CPU_TOKENS, scored, 0)
+        self.limits = Limits(CUDA_TOKENS if cuda else CPU_TOKENS, scored)
 
     def scores(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[dict[int, Score]]:
         """Answers to requests (token ids of context and continuation) by their index, batch by batch.
@@ -121,22 +136,31 @@ class Scorer:
         Raises:
             EvaluationError: a request is empty or too long, logits are NaN, or one request alone needs too much memory.
         """
-        groups = self._groups(requests)
-        shared = [group for group in groups if group.shared]
-        for together in prefix_batches(shared, self.limits, pads=bool(self._pads)):
-            yield from self._halved(together, self._with_prefixes)
-        alone = [End(row) for group in groups if not group.shared for row in group.rows]
-        for batch in batches(alone, self.limits):
-            yield from self._halved(batch, lambda ends: iter([self._ends(ends, None)]))
+        try:
+            yield from self._below([self._plan(requests)], None)
+        except torch.cuda.OutOfMemoryError:
+            raise EvaluationError(
+                f"{self._label} runs out of GPU memory on a single request; "
+                f"free memory on the GPU, or use --llm-device cpu."
+            ) from None
 
-    def _groups(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Group]:
+    def _plan(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Group:
         rows = rows_of(requests, self._longest)
-        if self._sharing:
-            groups = grouped(rows)
-            probe = next((group.rows[0].tokens[:PROBE] for group in groups if group.shared), None)
-            if probe is None or self._cache_holds(probe):
-                return groups
-        return [Group(0, (row,)) for row in rows]
+        plan = grouped(rows)
+        if plan.groups and not self._cache_holds(plan.groups[0].prefix[:PROBE]):
+            return Group(0, tuple(rows))
+        return plan
+
+    def _below(self, groups: Sequence[Group], past: Past | None) -> Iterator[dict[int, Score]]:
+        """All of these groups, whose prefixes are the rows of `past`."""
+        room = None if past is None else Room(past.longest, int(self._cache_bytes / past.bytes_a_slot()))
+        ends = [End(row, group.shared, i) for i, group in enumerate(groups) for row in group.rows]
+        for batch in batches(ends, self.limits, room):
+            yield from self._halved(batch, lambda ends: iter([self._ends(ends, past)]))
+        stems = [Stem(each, group.shared, i) for i, group in enumerate(groups) for each in group.groups]
+        pads = bool(self._pads) and not (past and past.slides)
+        for together in stem_batches(stems, self.limits, room, pads=pads):
+            yield from self._halved(together, lambda stems: self._behind(stems, past))
 
     def _halved(
         self, items: Sequence[Any], run: Callable[[Sequence[Any]], Iterator[dict[int, Score]]]
@@ -147,37 +171,27 @@ class Scorer:
             return
         except torch.cuda.OutOfMemoryError:
             if len(items) == 1:
-                raise EvaluationError(
-                    f"{self._label} runs out of GPU memory on a single request; "
-                    f"free memory on the GPU, or use --llm-device cpu."
-                ) from None
+                raise
         torch.cuda.empty_cache()
         self.limits.tokens = max(1, self.limits.tokens // 2)
         half = len(items) // 2
         yield from self._halved(items[:half], run)
         yield from self._halved(items[half:], run)
 
-    def _with_prefixes(self, groups: Sequence[Group]) -> Iterator[dict[int, Score]]:
-        past = self._prefixes([group.rows[0].tokens[: group.shared] for group in groups])
-        slots = int(self._cache_bytes / past.bytes_a_slot())
-        limits = Limits(self.limits.tokens, self.limits.scored, slots)
-        ends = [End(row, group.shared, i) for i, group in enumerate(groups) for row in group.rows]
-        for batch in batches(ends, limits, past.longest):
-            yield from self._halved(batch, lambda ends: iter([self._ends(ends, past)]))
+    def _behind(self, stems: Sequence[Stem], past: Past | None) -> Iterator[dict[int, Score]]:
+        """Run stems, and all that goes on from them."""
+        if past is not None:
+            past = past.repeated([stem.owner for stem in stems])
+        yield from self._below(
+            [stem.group for stem in stems], self._kept([stem.tokens for stem in stems], past)
+        )
 
-    def _prefixes(self, prefixes: Sequence[Sequence[int]]) -> Past:
-        """Run prefixes together, padded on the left: then the distance of any two tokens is that in the text."""
-        longest = max(map(len, prefixes))
-        tokens = torch.tensor([[0] * (longest - len(each)) + list(each) for each in prefixes])
-        lengths = torch.tensor([len(each) for each in prefixes])
-        padded = bool((lengths < longest).any())
-        extra: dict[str, Any] = {"use_cache": True}
-        if padded:
-            mask = _mask(lengths, longest)
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            extra |= {"attention_mask": mask.to(self._device), "position_ids": positions.to(self._device)}
-        found = self._run(tokens, 1, extra)
-        return Past(found.past_key_values, lengths.to(self._device), longest, padded)
+    def _kept(self, stems: Sequence[Sequence[int]], past: Past | None) -> Past:
+        """Run token ids behind what is in the cache, padded on the left: so tokens keep their distance in the text."""
+        width = max(map(len, stems))
+        tokens = torch.tensor([[0] * (width - len(each)) + list(each) for each in stems])
+        mask = torch.tensor([[False] * (width - len(each)) + [True] * len(each) for each in stems])
+        return self._run(tokens, mask, 1, past, use_cache=True)[1]
 
     def _ends(self, ends: Sequence[End], past: Past | None) -> dict[int, Score]:
         """Run ends together, padded on the right, and read off them what is wanted.
@@ -194,31 +208,42 @@ class Scorer:
             cuts = [0, width]
         reading = Reading(ends)
         for start, stop in pairwise(cuts):
+            piece = tokens[:, start:stop]
             keep = stop - max(start, first)
-            extra = self._behind(past, start, stop) | {"use_cache": past is not None or len(cuts) > 2}
-            found = self._run(tokens[:, start:stop], keep, extra)
-            reading.add(found.logits[:, -keep:], stop - keep)
-            if stop < width and past is None:
-                past = Past(found.past_key_values, torch.zeros(len(ends), dtype=torch.long), 0, False)
+            # What pads on the right stands behind all that is read, and needs no mask.
+            mask = torch.ones_like(piece, dtype=torch.bool)
+            logits, past = self._run(piece, mask, keep, past, use_cache=stop < width)
+            reading.add(logits, stop - keep)
         return reading.scores(self._label)
 
-    def _behind(self, past: Past | None, start: int, stop: int) -> dict[str, Any]:
-        """The arguments by which tokens `start` to `stop` of the ends follow what is in the cache."""
-        if past is None:
-            return {}
-        extra: dict[str, Any] = {"past_key_values": past.cache}
-        if past.padded:
-            extra["attention_mask"] = _mask(past.lengths + stop, past.longest + stop)
-            extra["position_ids"] = past.lengths[:, None] + torch.arange(start, stop, device=self._device)
-        return extra
+    def _run(
+        self, tokens: torch.Tensor, mask: torch.Tensor, keep: int, past: Past | None, *, use_cache: bool
+    ) -> tuple[torch.Tensor, Past]:
+        """One forward pass.
 
-    def _run(self, tokens: torch.Tensor, keep: int, extra: dict[str, Any]) -> Any:  # noqa: ANN401  # a ModelOutput
-        """One forward pass over token ids [rows, length], with the logits of the last `keep` positions at least."""
-        arguments = {name: value for name, value in extra.items() if name in self._takes}
-        if "logits_to_keep" in self._takes:
-            arguments["logits_to_keep"] = keep
+        Args:
+            tokens: ids [rows, length] that follow `past`.
+            mask: which of them are no padding, bool [rows, length].
+            keep: of how many last positions logits are needed.
+            past: is changed by the pass.
+            use_cache: whether the result goes on in a cache.
+
+        Returns:
+            logits [rows, keep, vocabulary], and what is in the cache now.
+        """
+        arguments: dict[str, Any] = {"use_cache": use_cache or past is not None}
+        if past is not None:
+            arguments["past_key_values"] = past.cache
+            mask = torch.cat([past.mask, mask], 1)
+        if not mask.all():
+            arguments["attention_mask"] = mask.long().to(self._device)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            arguments["position_ids"] = positions.to(self._device)
+        arguments["logits_to_keep"] = keep
+        known = {name: value for name, value in arguments.items() if name in self._takes}
         with torch.no_grad():
-            return self._model(input_ids=tokens.to(self._device), **arguments)
+            found = self._model(input_ids=tokens.to(self._device), **known)
+        return found.logits[:, -keep:], Past(getattr(found, "past_key_values", None), mask)
 
     def _cache_holds(self, probe: Sequence[int]) -> bool:
         """Whether a pass on a repeated cache gives the logits of a whole pass; asked of the model once.
@@ -226,25 +251,31 @@ class Scorer:
         Also found out: whether prefixes of different length may run together.
         """
         if self._pads is None:
-            padding = {"attention_mask", "position_ids"} <= self._takes
-            self._pads = padding and self._same(probe, (0, 2))
-            self._sharing = self._sharing and (self._pads or self._same(probe, (0, 0)))
+            able = self._sharing and {"past_key_values", "use_cache"} <= self._takes
+            self._pads = (
+                able and {"attention_mask", "position_ids"} <= self._takes and self._same(probe, (0, 2))
+            )
+            self._sharing = able and (self._pads or self._same(probe, (0, 0)))
         return self._sharing
 
     def _same(self, probe: Sequence[int], starts: Sequence[int]) -> bool:
         """Compare the probe's last logits, from token `start` on for each row, with and without a cache."""
         half = len(probe) // 2
         try:
-            past = self._prefixes([probe[start:half] for start in starts]).repeated([*range(len(starts))] * 2)
-            ends = torch.tensor([list(probe[half:])] * len(past.lengths))
-            extra = self._behind(past, 0, ends.shape[1]) | {"use_cache": True}
-            split = self._run(ends, 1, extra).logits[:, -1].float()
-        except Exception:  # whatever a model does not know of caches: then its prefixes are not shared
+            past = self._kept([probe[start:half] for start in starts], None)
+            past = past.repeated([*range(len(starts))] * 2)
+            split = self._last([probe[half:]] * len(past.mask), past)
+        except Exception:  # whatever a model does not know of caches: then nothing is shared
             return False
-        passes = [self._run(torch.tensor([list(probe[start:])]), 1, {"use_cache": False}) for start in starts]
-        whole = torch.cat([each.logits[:, -1].float() for each in passes] * 2)
+        whole = torch.cat([self._last([probe[start:]], None) for start in starts] * 2)
         spread = (whole - whole.mean(1, keepdim=True)).norm()
         return bool((split - whole).norm() <= TOLERANCE * spread)
+
+    def _last(self, tokens: Sequence[Sequence[int]], past: Past | None) -> torch.Tensor:
+        """Logits of the last position, float32 [rows, vocabulary]."""
+        ids = torch.tensor(list(map(list, tokens)))
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        return self._run(ids, mask, 1, past, use_cache=False)[0][:, -1].float()
 
 
 class Reading:
@@ -292,13 +323,8 @@ def _copy(cache: Any, rows: torch.Tensor) -> Any:  # noqa: ANN401  # transformer
     """A cache of these rows that can grow without changing the other; `update` replaces tensors, never writes."""
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]
-    fork.batch_select_indices(rows)
+    fork.batch_select_indices(rows.to(cache.layers[0].keys.device))
     return fork
-
-
-def _mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
-    """1 for the last `lengths` of `width` positions, int64 [rows, width]."""
-    return (torch.arange(width, device=lengths.device) >= width - lengths[:, None]).long()
 
 
 def _padded(tokens: Sequence[int], width: int) -> list[int]:
