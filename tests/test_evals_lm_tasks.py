@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from dataclasses import replace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lm_rows import Case, cases, mmlu_csv, write
+from lm_rows import Case, both, cases, mmlu_csv, write
 from tiny_models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -106,12 +107,17 @@ def stock_results(name, model, tokenizer, shots, tmp_path):
         same = "fewshot_split: test\n" if name.startswith("arc") and shots else ""
         (tmp_path / "stock.yaml").write_text(f"include: {lm_names.named()[name].file}\ntask: {name}\n{same}")
         loaded = TaskManager(include_path=str(tmp_path), include_defaults=False).load([name])
-        loaded["tasks"][name].set_config("num_fewshot", shots)
+        if shots is not None:
+            loaded["tasks"][name].set_config("num_fewshot", shots)
         loaded["tasks"][name].set_fewshot_seed(1234)
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=POSITIONS)
         found = evaluate(lm, loaded, bootstrap_iters=0)
-    arguments = [argument for row in found["samples"][name] for argument in row["arguments"]]
-    return arguments, found["results"][name], found["samples"][name]
+    samples = found["samples"][name]
+    samples = [
+        row for row in samples if row["filter"] == samples[0]["filter"]
+    ]  # there may be several ways to read
+    arguments = [argument for row in samples for argument in row["arguments"]]
+    return arguments, found["results"][name], samples
 
 
 def value(answers):
@@ -153,6 +159,42 @@ def test_rows_of_the_hub_are_asked_as_they_are(name, model, tokenizer, context, 
     assert asked == arguments
     assert answers.protocol["data"].startswith("hub:")
     assert "examples" not in answers.protocol
+
+
+PASSAGE = [
+    {"question": "is the mill old", "passage": "The mill is old. -- It stands.", "idx": 0, "label": 1},
+    {"question": "is it new", "passage": "The mill is not new.", "idx": 1, "label": 0},
+    {"question": "is it red", "passage": "The mill is grey.", "idx": 2, "label": 0},
+]
+SUMS = [
+    {
+        "question": f"Ann has {n} hens and buys {n} more. How many has she?",
+        "answer": f"{n}+{n}={2 * n}\n#### {2 * n}",
+    }
+    for n in range(2, 9)
+]
+OTHERS = {
+    "boolq": (both(PASSAGE), 2, "acc", "none", 0.5),
+    "gsm8k": ({"train": SUMS, "test": SUMS[:2]}, 5, "exact_match", "strict-match", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_task_is_judged_by_what_it_lists_first(
+    name, model, tokenizer, context, hub, asked, tmp_path
+):
+    """With its own shots; of several ways to read an answer, by the first."""
+    rows, shots, metric, way, chance = OTHERS[name]
+    hub(rows)
+    own = None if name == "gsm8k" else shots
+    arguments, numbers, _ = stock_results(name, model, tokenizer, own, tmp_path)
+
+    answers = LMTask(name, own).answers(model, context)
+
+    assert asked == arguments
+    assert (answers.metric.name, answers.metric.chance) == (metric, chance)
+    assert value(answers) == pytest.approx(numbers[f"{metric},{way}"])
+    assert answers.protocol["shots"] == str(shots)
 
 
 # Shots, metric, chance --------------------------------------------------------------------------------------
@@ -323,6 +365,18 @@ def test_a_model_without_room_for_an_answer_is_refused(context, tmp_path):
         EvaluationError, match=r"triviaqa lets a model write up to 256 tokens, and the 256 positions "
     ):
         LMTask("triviaqa").answers(tiny, replace(context, data=folder))
+
+
+def test_a_tokenizer_without_an_end_is_asked_all_the_same(model, tokenizer, context, tmp_path):
+    """As those of the embedded models: BOS stands for the end."""
+    folder = write(tmp_path, CASES["triviaqa"].files)
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    with_end, without = (
+        LMTask("triviaqa").answers(model, replace(context, data=folder, tokenizer=each))
+        for each in (tokenizer, endless)
+    )
+    assert without.answers == with_end.answers
 
 
 def test_nothing_is_printed(model, context, tmp_path, capfd):

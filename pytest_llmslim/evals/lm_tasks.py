@@ -73,6 +73,7 @@ class LMTask:
         paper = _paper(
             self.task, self._shots, context.data, context.limit, context.seed, context.trust_remote_code
         )
+        context.tell("")
         lm = lm_for(model, context)
         with quiet():
             lost = _check_room(self.task, paper.asked, lm, context.label)
