@@ -15,7 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from pytest_llmslim.errors import ModelError
 from pytest_llmslim.methods import Context
 from pytest_llmslim.methods.bitsandbytes_linear import Int8
+from pytest_llmslim.methods.depth import Depth
 from pytest_llmslim.methods.gptq import GPTQ
+from pytest_llmslim.methods.hidden import Hidden
+from pytest_llmslim.methods.kd import KD
+from pytest_llmslim.methods.lora import LoRA
 from pytest_llmslim.methods.magnitude import Magnitude
 from pytest_llmslim.methods.rtn import RTN
 from pytest_llmslim.methods.wanda import Wanda
@@ -150,3 +154,18 @@ def test_other_classifiers_are_refused(kind, tmp_path):
         ModelError, match=f"is a causal language model or a classifier made of one, got {kind}; name"
     ):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [KD(steps=1), LoRA(steps=1), Depth(by="perplexity"), Hidden()],
+    ids=lambda each: type(each).__name__,
+)
+def test_methods_that_need_next_tokens_refuse_classifiers(method):
+    """In one sentence, with methods that do not."""
+    module = tiny_classifier("llama", pad_token_id=3)
+    context = Context(tiny_tokens(8, 24), 0, "cpu", "llama", "tiny", module)
+    with pytest.raises(
+        ModelError, match=r"needs a model that predicts next tokens, got LlamaForSeq.*; take a method"
+    ):
+        method.compress(copy_model(module), context)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from classifying import save_classifier, taught_classifier, toy_rows
 from own_tests import own_test
+
+from pytest_llmslim.records import Estimate, Evaluation, no_estimate
+from pytest_llmslim.reports.progress import Line
+from pytest_llmslim.score import combined
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +139,39 @@ def test_weights_without_numbers(pytester, classify):
     result.stdout.fnmatch_lines(
         ["*broken on tiny-spam gives no finite logits on window 0; check the weights*"]
     )
+
+
+def test_evaluations_of_next_tokens_refuse_a_classifier(pytester, classify):
+    """By name an error in one sentence; of all kinds of text it is left out."""
+    own_test(pytester)
+    result = classify("--llm-eval=generation")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["generation: it asks a model for next tokens, and tiny-spam gives labels; ask for those, e.g. *"]
+    )
+    classify("--llm-slices=all").assert_outcomes(passed=1)
+
+
+def test_opt_rests_on_labels_alone():
+    """Without perplexity the evaluations stand alone; where there are none, or all are at chance, nothing does."""
+    none = no_estimate("a classifier has no perplexity")
+    ratio = Estimate(0.9, 0.85, 0.95, 120, "measured", "questions")
+    found = Evaluation("sms_spam", "weighted_f1", True, 0.5, 0.9, 0.81, ratio, 120, {})
+    (alone, nothing, chance) = (
+        combined(none, evaluations) for evaluations in ([found], [], [replace(found, reference=0.3)])
+    )
+    assert alone.worsening.value == pytest.approx((0.9 - 0.4) / (0.81 - 0.4))
+    assert alone.scored == {"sms_spam"}
+    assert (nothing.worsening, chance.worsening) == (None, None)
+    assert "sms_spam is no part of opt: the reference's sms_spam weighted_f1 is above 0.4" in chance.notes[0]
+    assert "no perplexity" in combined(none, [found], ["perplexity", "sms_spam"]).worsening.reason
+
+
+def test_progress_without_perplexity(monkeypatch):
+    """The line counts pairs and shows no number that there is not."""
+    line = Line("int8", None, None)
+    shown = []
+    monkeypatch.setattr(line, "_show", shown.append)
+    line(3, 8, float("nan"))
+    line(4, 8, 0.0)
+    assert shown == [" int8: pair 3 of 8", " int8: pair 4 of 8, perplexity +0.00 %"]

@@ -136,7 +136,10 @@ class EvalContext:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """A frozen dataclass of parameters; checked in `__post_init__`, which raises `EvaluationError`."""
+    """A frozen dataclass of parameters; checked in `__post_init__`, which raises `EvaluationError`.
+
+    One that can ask classifiers (`...ForSequenceClassification`), too, has the class attribute `classifiers = True`.
+    """
 
     def answers(self, model: nn.Module, context: EvalContext) -> Answers:
         """Let `model` (in eval mode, not to be changed) answer.

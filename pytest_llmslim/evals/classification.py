@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pytest_llmslim.errors import EvaluationError
 from pytest_llmslim.evals import Answer, Answers, Metric
@@ -45,6 +45,7 @@ class Classification:
         EvaluationError: an unknown task or metric.
     """
 
+    classifiers: ClassVar = True
     task: str
     metric: str = "weighted_f1"
 

@@ -30,6 +30,7 @@ from pytest_llmslim.methods.layerwise import calibration, visits
 from pytest_llmslim.methods.linears import check_forward, float_linears
 from pytest_llmslim.methods.parameters import check_choice, check_number, refuse
 from pytest_llmslim.models.blocks import Blocks
+from pytest_llmslim.models.classifiers import head_of
 from pytest_llmslim.models.shapes import keep_layers, with_layers
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def greedy(
 
 def loss_without(module: nn.Module, windows: torch.Tensor, left: Sequence[int], index: int | None) -> float:
     """Mean negative log likelihood, in nats, of `windows` [windows, window] by the layers `left` but `index`."""
+    head_of(module)  # a classifier has none
     device = next(module.parameters()).device
     nats = []
     with torch.no_grad(), with_layers(module, [other for other in left if other != index]):

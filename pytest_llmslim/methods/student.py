@@ -18,6 +18,7 @@ from pytest_llmslim.errors import CompressionError
 from pytest_llmslim.methods.linears import float_linears
 from pytest_llmslim.methods.parameters import refuse
 from pytest_llmslim.models.blocks import Blocks
+from pytest_llmslim.models.classifiers import head_of
 from pytest_llmslim.models.loading import load_model
 from pytest_llmslim.models.shapes import keep_channels, keep_layers
 from pytest_llmslim.models.storage import copy_model, parameter_count
@@ -171,7 +172,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _check_vocabulary(student: nn.Module, teacher: nn.Module, context: Context, method: str) -> None:
-    own, theirs = (each.get_output_embeddings().weight.shape[0] for each in (student, teacher))
+    own, theirs = (head_of(each).weight.shape[0] for each in (student, teacher))
     if own != theirs:
         raise CompressionError(
             f"{method} on {context.label}: teacher and student share a vocabulary, got {theirs} and {own} tokens; "

@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pytest_llmslim.models.classifiers import head_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -81,7 +83,7 @@ def mean_loss(
             theirs = own.detach() if teacher is None or taught is None else logits_of(teacher, taught[rows])
         return measure(Piece(own, theirs, targets[rows], rows)).sum()
 
-    size = -(-at_once // student.get_output_embeddings().weight.shape[0])
+    size = -(-at_once // head_of(student).weight.shape[0])
     if size >= count:
         return piece_sum(hidden, slice(0, count)) / count
     total = hidden.new_zeros(())
@@ -95,7 +97,7 @@ def mean_loss(
 
 def logits_of(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits [..., vocabulary] in float32 from a model's last hidden states [..., width]."""
-    logits = model.get_output_embeddings()(hidden).float()
+    logits = head_of(model)(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)  # a choice of Gemma's config
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -124,7 +126,7 @@ def reference_for(module: nn.Module, context: Context) -> nn.Module | None:
     """The uncompressed model, if there is one and `module` still has its vocabulary."""
     if context.reference is None:
         return None
-    sizes = [each.get_output_embeddings().weight.shape[0] for each in (module, context.reference)]
+    sizes = [head_of(each).weight.shape[0] for each in (module, context.reference)]
     return context.reference if sizes[0] == sizes[1] else None
 
 

@@ -68,6 +68,21 @@ def tell_padding(module: nn.Module, tokenizer: Any, name: str) -> None:  # noqa:
     )
 
 
+def head_of(module: Any) -> nn.Module:  # noqa: ANN401  # a model of transformers
+    """The head that predicts next tokens.
+
+    Raises:
+        ModelError: there is none, as in a classifier.
+    """
+    head: nn.Module | None = module.get_output_embeddings()
+    if head is None:
+        raise ModelError(
+            f"this needs a model that predicts next tokens, got {type(module).__name__}; take a method that neither "
+            "trains nor weighs losses of tokens, such as int8, rtn or wanda"
+        )
+    return head
+
+
 def label_names(module: nn.Module) -> tuple[str, ...]:
     """A classifier's labels, in the order of its logits."""
     config: Any = module.config

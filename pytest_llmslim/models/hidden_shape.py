@@ -19,6 +19,7 @@ from torch import nn
 
 from pytest_llmslim.errors import ModelError
 from pytest_llmslim.models.blocks import FAMILIES, Blocks
+from pytest_llmslim.models.classifiers import head_of
 from pytest_llmslim.models.shapes import loadable, states_head_dim
 from pytest_llmslim.models.slices import dense, keep_columns, keep_rows, kept
 
@@ -58,7 +59,7 @@ def keep_hidden(module: nn.Module, channels: Sequence[int]) -> None:
     _check_channels(module, channels)
     width, index = hidden_width(module), torch.tensor(sorted(channels), device=module.device)
     factor = (width / len(index)) ** 0.5
-    tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
+    tied = head_of(module).weight is module.get_input_embeddings().weight
     # Gemma multiplies its embeddings by the root of the width: its hidden state shrinks by the factor, by itself
     shrinks = [_cut_embedding(part, index) for part in module.modules() if isinstance(part, nn.Embedding)]
     for layer in Blocks(module).layers:
@@ -176,7 +177,7 @@ def _is_norm(part: nn.Module) -> bool:
 
 
 def _cut_head(module: nn.Module, index: torch.Tensor, *, tied: bool) -> None:
-    head = module.get_output_embeddings()
+    head = head_of(module)
     if tied:
         head.weight = module.get_input_embeddings().weight
         head.in_features = len(index)
