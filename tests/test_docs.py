@@ -14,6 +14,7 @@ import pytest
 from pytest_llmslim import settings
 from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.conformance import KINDS, MethodInvariants, invariants_of
+from pytest_llmslim.eval_catalogue import BUILTIN_EVALUATIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +48,12 @@ def test_the_readme_names_every_method():
 def test_the_page_of_methods_has_every_signature(spec):
     """With the defaults that the code has."""
     assert f"`{signature(spec)}`" in (ROOT / "docs/methods.md").read_text()
+
+
+@pytest.mark.parametrize("spec", BUILTIN_EVALUATIONS, ids=lambda spec: spec.name)
+def test_the_page_of_evaluations_has_every_signature(spec):
+    """With the defaults that the code has."""
+    assert f"`{signature(spec)}`" in (ROOT / "docs/evaluations.md").read_text()
 
 
 def signature(spec):
@@ -125,6 +132,23 @@ def test_the_method_of_the_docs_keeps_the_invariants(extended, heavy, asked):
 def test_the_strategy_of_the_docs_draws(extended, heavy):
     """A property of a user's own."""
     extended.runpytest("test_strategy_of_the_docs.py", "-p", "no:benchmark").assert_outcomes(passed=1)
+
+
+def test_the_evaluation_of_the_docs_is_asked(pytester, run):
+    """A third party's evaluation is one file and one hook, as shown."""
+    _, sums, conftest = blocks(ROOT / "docs/evaluations.md", "python")
+    test = """
+        import pytest
+
+        @pytest.mark.llm(recipe="int8", eval="sums(largest=3)")
+        def test_sums(llm):
+            assert llm.measure().evaluations[0].n == 9
+    """
+    pytester.makepyfile(sums=sums, conftest=conftest, test_own=test)
+    pytester.syspathinsert()
+    result = run()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["  sums(largest=3): acc, higher is better, n = 9"])
 
 
 def test_the_docs_list_every_invariant():
