@@ -10,6 +10,7 @@ import torch
 from pytest_llmslim.errors import NotApplicableError, SlimError
 from pytest_llmslim.evals import Answers, Comparator, EvalContext, Evaluator
 from pytest_llmslim.evals.cache import Cache
+from pytest_llmslim.evals.latency import sign_flips
 from pytest_llmslim.evals.pairing import figures_only, paired
 from pytest_llmslim.evaluations import optional
 from pytest_llmslim.models.classifiers import is_classifier
@@ -81,7 +82,7 @@ class Examiner:
                 figures = evaluation.compare(
                     reference, candidate.module, replace(asked, label=subject), session.meter
                 )
-                return figures_only(name, figures)
+                return replace(figures_only(name, figures), notes=sign_flips(figures))
             before = self._answers_of_reference(
                 case, evaluation, reference, replace(asked, label=first), name
             )
