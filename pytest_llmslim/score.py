@@ -34,6 +34,7 @@ PROFILES: Final = {
 PERPLEXITY: Final = "perplexity"
 _EXPONENT: Final = 1.5
 _CHANCE_SHARE: Final = 0.8
+_GUESSES: Final = "{0} is no part of opt: the reference's {1} {2:.3g} is no better than guessing, {3:.3g}"
 
 _AND: Final = " + "
 _MARK: Final = {"estimated": "~", "sampled": "^"}
@@ -181,7 +182,7 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
         perplexity: its ratio candidate / reference.
         evaluations: of the record.
         asked: the measures to rest on, `perplexity` and names of evaluations. Without any: perplexity where there is
-            one, and every evaluation whose chance level is known, but for those where the reference is at chance. A
+            one, and every evaluation whose chance level is known, but for those where the reference only guesses. A
             measure that was asked for is never left out: where it cannot be scored, the result is unmeasured with
             the reason.
     """
@@ -191,6 +192,9 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
     parts, notes = {}, []
     # In one order however they were asked for, so that two runs can be compared.
     for name in sorted(set(wanted), key=[PERPLEXITY, *named, *wanted].index):
+        if not asked and name in named and _guesses(named[name]):
+            notes.append(_GUESSES.format(name, named[name].metric, named[name].reference, named[name].chance))
+            continue
         try:
             parts[name] = perplexity if name == PERPLEXITY else worsening_of(name, named.get(name))
         except ScoreError as error:
@@ -200,6 +204,12 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
     if not parts.keys() - {PERPLEXITY}:
         return Combined(None, notes=tuple(notes))
     return Combined(_together(parts), frozenset(parts) - {PERPLEXITY}, tuple(notes))
+
+
+def _guesses(evaluation: Evaluation) -> bool:
+    """Whether the reference does no better than guessing: then a candidate that guesses too has lost nothing."""
+    reference, chance = evaluation.reference, evaluation.chance
+    return reference is not None and chance is not None and reference <= chance * (1 + 1e-9)
 
 
 def worsening_of(name: str, evaluation: Evaluation | None) -> Estimate:
