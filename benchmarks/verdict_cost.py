@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH = 8
+SAME = 1e-4
+"""Scores that are shares of probability differ by rounding."""
 
 
 class Plain(HarnessModel):
@@ -197,7 +199,7 @@ def cost_rows(found: dict[str, list[Answers]]) -> list[str]:
             for mine, theirs in zip(both, found["plain lm-eval"], strict=True)
             for a, b in zip(mine.answers, theirs.answers, strict=True)
         ]
-        other = sum((a.score, a.said) != (b.score, b.said) for a, b in pairs)
+        other = sum(a.said != b.said or abs(a.score - b.score) > SAME for a, b in pairs)
         rows.append(f"| {way} | {cost.tokens:,.0f} | {cost.seconds:.2f} | {other} of {len(pairs)} |")
     notes = dict.fromkeys(note for note in found["ours"][0].notes)
     return [*rows, *(f"\n{note}" for note in notes)]
@@ -206,17 +208,17 @@ def cost_rows(found: dict[str, list[Answers]]) -> list[str]:
 def verdict_lines(found: dict[str, list[Answers]], latency: Latency) -> list[str]:
     """Computed: how much plain lm-eval needs, and what the whole verdict costs each way."""
     before, after = found["ours"]
-    right = [(a.score > 0, b.score > 0) for a, b in zip(before.answers, after.answers, strict=True)]
-    n = len(right)
-    p, q = (sum(side) / n for side in zip(*right, strict=True))
-    factor, half_width = needed(right)
+    scores = [(a.score, b.score) for a, b in zip(before.answers, after.answers, strict=True)]
+    n = len(scores)
+    p, q = (sum(side) / n for side in zip(*scores, strict=True))
+    factor, half_width = needed(scores)
     ours, timed = cost_of(found["ours"]), latency.cost
     plain, timed_alone = cost_of(found["plain lm-eval"]).times(factor), timed.times(latency.factor)
     sides = [(ours, timed, ours + timed), (plain, timed_alone, plain + timed_alone)]
     parts = ("questions", "timed passes", "the verdict")
     return [
-        f"{n} questions: accuracy {p:.3f} and {q:.3f}, {right.count((True, False))} right to wrong, "
-        f"{right.count((False, True))} wrong to right; the paired 95 % interval of the difference is "
+        f"{n} questions: {before.metric.name} {p:.3f} and {q:.3f}, worse on {sum(b < a for a, b in scores)}, "
+        f"better on {sum(b > a for a, b in scores)}; the paired 95 % interval of the difference is "
         f"{half_width:.3f} to either side. As of two samples this takes {factor:.1f} times as many questions, "
         f"{factor * n:,.0f} a model (the data has {before.protocol['rows'].rpartition(' ')[2]}); the time ratio "
         f"{latency.factor:.1f} times the {latency.pairs} passes a model.\n",
@@ -230,19 +232,27 @@ def verdict_lines(found: dict[str, list[Answers]], latency: Latency) -> list[str
     ]
 
 
-def needed(right: list[tuple[bool, bool]]) -> tuple[float, float]:
+def needed(scores: list[tuple[float, float]]) -> tuple[float, float]:
     """How many times as many questions two samples need as pairs, and the half width of the paired 95 % interval.
 
-    A question's difference has the variance `d - (won - lost)^2` in pairs, `d` the share of questions with one right
-    answer, and `p (1 - p) + q (1 - q)` as of two samples. Half a question is added to each of the four cells, as
-    Agresti and Min (2005) do, so that no flip at all does not make pairs infinitely good.
+    The mean difference of n questions has the variance of one difference / n in pairs, and the sum of both models'
+    variances / n as of two samples; for right and wrong answers these are (b + c) / n - ((b - c) / n)^2 and
+    p (1 - p) + q (1 - q). There half a question is added in each of the four cells, as Agresti and Min (2005) do, so
+    that no flip at all does not make pairs infinitely good.
     """
-    n = len(right) + 2
-    lost, won = ((right.count(kind) + 0.5) / n for kind in ((True, False), (False, True)))
-    both = (right.count((True, True)) + 0.5) / n
-    p, q = both + lost, both + won
-    pairs = lost + won - (won - lost) ** 2
-    return (p * (1 - p) + q * (1 - q)) / pairs, 1.96 * (pairs / n) ** 0.5
+    weights = [(a, b, 1.0) for a, b in scores]
+    if {score for pair in scores for score in pair} <= {0.0, 1.0}:
+        weights += [(a, b, 0.5) for a in (0.0, 1.0) for b in (0.0, 1.0)]
+    pairs = variance([(b - a, w) for a, b, w in weights])
+    alone = variance([(a, w) for a, _, w in weights]) + variance([(b, w) for _, b, w in weights])
+    return alone / pairs, 1.96 * (pairs / sum(w for _, _, w in weights)) ** 0.5
+
+
+def variance(weighted: list[tuple[float, float]]) -> float:
+    """Of values with weights."""
+    total = sum(w for _, w in weighted)
+    mean = sum(x * w for x, w in weighted) / total
+    return sum(w * (x - mean) ** 2 for x, w in weighted) / total
 
 
 if __name__ == "__main__":
