@@ -395,3 +395,15 @@ def test_a_copy_writes_the_same():
     assert [1.0] * 4 == [answer.score for answer in after.answers]
     assert before.figures == after.figures
     assert before.written == after.written
+
+
+def test_a_padding_token_in_a_text_is_no_padding(caplog):
+    """Of a mask that it takes to be missing transformers would warn."""
+    windows = tiny_tokens(20, 32)
+    windows[:, 7] = 3
+    text = replace(passage(), rest=lambda count: windows[:count])
+    with torch.inference_mode():
+        Generation(tokens=8, prompts=2, prompt=8).answers(
+            tiny_model("gpt2"), context_of(passage=text, tokenizer=tiny_tokenizer())
+        )
+    assert [] == caplog.records

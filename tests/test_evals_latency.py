@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from own_tests import own_test
 from tiny_models import tiny_model
 from torch import nn
 
@@ -449,3 +450,24 @@ def test_progress_is_told(workers):
     reference, candidate, _ = workers(usual)
     Latency(1, 8, 2).compare(reference, candidate, context_of(progress=told.append), NO_METER)
     assert [f"round {i}" for i in range(1, MOST + 1)] + [""] == told
+
+
+def test_a_whole_run_with_generation(pytester, run, monkeypatch):
+    """Both from the command line: the cell without positions is named, and the table shows the others."""
+    monkeypatch.setattr(timed_requests, "MOST", LEAST)
+    own_test(pytester, recipe="int8")
+    result = run(
+        "--llm-eval=latency(batches=2,prompts=16/128,tokens=4)", "--llm-eval=generation(tokens=16,prompt=8)"
+    )
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*latency*: candidate / reference*",
+            "*ttft batch 2 prompt 16 *s *",
+            "*generation*: agreement, higher is better, n = 8*",
+        ]
+    )
+    (line,) = (pytester.path / "llm-results/results.jsonl").read_text().splitlines()[-1:]
+    assert "it takes 132 positions, and the model has 128" in line
+    assert "repeated tokens" in line

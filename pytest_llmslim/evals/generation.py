@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from pytest_llmslim.errors import EvaluationError, SlimError
+from pytest_llmslim.errors import EvaluationError, NotApplicableError, SlimError
 from pytest_llmslim.evals import Answer, Answers, Metric
 from pytest_llmslim.evals.text import CALIBRATION_WINDOWS
 from pytest_llmslim.models.decoding import Reader, greedy, positions
+from pytest_llmslim.models.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,7 +98,8 @@ class Generation:
         """Let `model` write, and hold what it wrote against the reference's text.
 
         Raises:
-            EvaluationError: no text is left for prompts, they leave no position to write in, or the model fails.
+            NotApplicableError: no text is left for prompts, or they leave no position to write in.
+            EvaluationError: a prompt is longer than a window, or the model fails.
         """
         before = context.reference if isinstance(context.reference, Texts) else None
         prompts = self._prompts(context)
@@ -128,7 +130,7 @@ class Generation:
         rest = context.passage.rest
         windows = None if rest is None else rest(CALIBRATION_WINDOWS + count)
         if windows is None:
-            raise EvaluationError(
+            raise NotApplicableError(
                 f"{context.label}: a prompt is text that is not scored, and none is left; give a longer --llm-text"
             )
         if windows.shape[1] < self.prompt:
@@ -148,7 +150,7 @@ class Generation:
         if before is None and room >= GRAM:
             return room
         least = GRAM if before is None else wanted
-        raise EvaluationError(
+        raise NotApplicableError(
             f"{context.label}: a prompt of {self.prompt} tokens leaves {least} positions or more to write in, got "
             f"{max(0, room)} of {longest}; give a smaller prompt= or tokens="
         )
@@ -213,9 +215,10 @@ def _greedy(model: nn.Module, prompts: torch.Tensor, length: int, context: EvalC
 
 @contextmanager
 def _blaming(context: EvalContext) -> Iterator[None]:
-    """Says whose code failed: a candidate is anybody's."""
+    """Says whose code failed: a candidate is anybody's. Silent when a text holds a padding token: none is padded."""
     try:
-        yield
+        with quiet():
+            yield
     except SlimError:
         raise
     except Exception as error:

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 
-from pytest_llmslim.errors import EvaluationError
+from pytest_llmslim.errors import EvaluationError, NotApplicableError
 from pytest_llmslim.evals.timed_requests import Cell, Requests
 from pytest_llmslim.models.decoding import positions
+from pytest_llmslim.models.quiet import quiet
 from pytest_llmslim.pairs import energy_pairs, log_ratios
 from pytest_llmslim.readings import Estimate, no_estimate
 from pytest_llmslim.records import Figure
@@ -80,7 +81,8 @@ class Latency:
         """Times and, where a meter can tell, joules of every cell.
 
         Raises:
-            EvaluationError: the models have too few positions for any cell, or one fails.
+            NotApplicableError: the models have too few positions for any cell.
+            EvaluationError: one of them fails.
         """
         cells = [
             Cell(batch, prompt)
@@ -90,12 +92,12 @@ class Latency:
         known = [longest for longest in map(positions, (reference, candidate)) if longest is not None]
         fitting = [cell for cell in cells if not known or cell.prompt + self.tokens <= min(known)]
         if not fitting:
-            raise EvaluationError(
+            raise NotApplicableError(
                 f"{context.label}: {self.tokens} tokens behind a prompt fit into the model's {min(known)} positions, "
                 f"got prompts={self.prompts}; give shorter ones"
             )
         requests = Requests((reference, candidate), fitting, self.tokens, context)
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet():  # of padding tokens: no text is padded
             pairs = requests.time()
             joules = requests.joules(meter)
         context.tell("")
