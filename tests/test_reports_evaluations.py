@@ -100,6 +100,17 @@ def test_a_recipe_that_lacks_an_evaluation_has_no_row():
     assert not any("int8" in line for line in lines)
 
 
+def test_what_was_left_out_is_a_note_alone():
+    """Without a table that would be empty."""
+    left_out = replace(SPEED, figures=(), notes=("left out: the tokenizer knows 3 % of this text",))
+
+    assert evaluations.lines([told(left_out)]) == [
+        "  latency",
+        "    left out: the tokenizer knows 3 % of this text",
+        "",
+    ]
+
+
 def test_nothing_without_evaluations():
     """A run that asked for none looks as before."""
     assert evaluations.lines([record()]) == []

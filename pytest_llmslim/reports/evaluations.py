@@ -35,10 +35,12 @@ def worst(evaluation: Evaluation) -> list[str]:
 
 def _table(name: str, records: Sequence[Record]) -> list[str]:
     rows = [(r, e) for r in records for e in r.evaluations if e.name == name]
-    first = rows[0][1]
+    notes = [f"    {note}" for note in _notes(evaluation for _, evaluation in rows)]
+    if not any(evaluation.metric or evaluation.figures for _, evaluation in rows):
+        return [f"  {name}", *notes, ""]
+    first = next((evaluation for _, evaluation in rows if evaluation.metric), rows[0][1])
     table = _by_recipe(rows) if first.metric else _by_figure(rows)
-    out = [_head(first), *_aligned(table)]
-    return [*out, *(f"    {note}" for note in _notes(evaluation for _, evaluation in rows)), ""]
+    return [_head(first), *_aligned(table), *notes, ""]
 
 
 def _head(evaluation: Evaluation) -> str:
