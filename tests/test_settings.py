@@ -35,6 +35,8 @@ GOOD = {
     "anchor": "true",
     "timeout": "60",
     "calibrate": "true",
+    "models-map": "hub",
+    "published": "true",
     "ablate": "true",
     "save": "made",
     "conformance": "rtn",
