@@ -34,6 +34,7 @@ from pytest_llmslim.methods import Context
 from pytest_llmslim.recipe import Step, instantiate
 from pytest_llmslim.registry import Registry
 
+TORCHAO = ("int8-dynamic", "int8-weight")
 GREEDY = {"until": ["."], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
 
 
@@ -55,6 +56,11 @@ def hflm(model, tokenizer=None):
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return HFLM(pretrained=model, tokenizer=tokenizer or tiny_tokenizer(), batch_size=8)
+
+
+def compressed(recipe):
+    context = Context(calibration=None, seed=0, device="cpu", family="llama", label="tiny")
+    return instantiate(Step(recipe), Registry(BUILTIN_METHODS)).compress(tiny_model("llama"), context).module
 
 
 def questions(count=8, *, seed=0, longest=60):
@@ -187,10 +193,7 @@ def test_packed_models_are_scored_too(recipe, digits):
     """By bitsandbytes and torchao; with 8-bit activations scores depend on the batch, in lm-eval too."""
     if recipe == "int8-dynamic":
         pytest.importorskip("torchao", reason="the extra torchao is not installed")
-    model = tiny_model("llama")
-    context = Context(calibration=None, seed=0, device="cpu", family="llama", label="tiny")
-    model = instantiate(Step(recipe), Registry(BUILTIN_METHODS)).compress(model, context).module
-    requests = asked("loglikelihood", *questions())
+    model, requests = compressed(recipe), asked("loglikelihood", *questions())
     ours, theirs = lm_for(model, context_of()), hflm(model)
     logs = [log for log, _ in ours.loglikelihood(requests)]
     assert logs == pytest.approx([log for log, _ in theirs.loglikelihood(requests, True)], abs=digits)
@@ -420,6 +423,13 @@ def test_other_models_have_other_shelves(tmp_path):
     named = lm.protocol()
     assert set(named) == {"bos", "max_length", "dtype", "device", "torch", "transformers", "architecture"}
     assert (named["bos"], named["max_length"], named["dtype"]) == ("[0]", "128", "torch.float32")
+
+
+def test_what_is_done_with_activations_is_part_of_the_protocol():
+    """Torchao's 8-bit weights are the same tensors whether or not activations are quantised, too."""
+    pytest.importorskip("torchao", reason="the extra torchao is not installed")
+    found = {lm_for(compressed(recipe), context_of()).protocol()["architecture"] for recipe in TORCHAO * 2}
+    assert len(found) == len(TORCHAO)
 
 
 def test_progress_is_told_now_and_then():

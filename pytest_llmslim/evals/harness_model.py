@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import logging
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ BATCH = 16
 """Prompts that are continued together."""
 PARTS = 10
 """Progress is told so many times."""
+_VOLATILE = ("_name_or_path", "transformers_version")
 
 
 class HarnessModel(HFLM):
@@ -57,12 +59,6 @@ class HarnessModel(HFLM):
 
     def protocol(self) -> dict[str, str]:
         """All on which an answer depends besides weights and request."""
-        config = {
-            k: v
-            for k, v in self.config.to_dict().items()
-            if k not in ("_name_or_path", "transformers_version")
-        }
-        built = f"{self.model!r} {json.dumps(config, sort_keys=True, default=str)}"
         return {
             "bos": str(self.tok_encode("")),
             "max_length": str(self.max_length),
@@ -70,8 +66,7 @@ class HarnessModel(HFLM):
             "device": self.device.type,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            # The same weights can stand in another module, e.g. with activations quantised or another window.
-            "architecture": hashlib.sha256(built.encode()).hexdigest(),
+            "architecture": _architecture(self.model),
         }
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
@@ -177,6 +172,18 @@ class HarnessModel(HFLM):
         if context.cache is None or not context.weights_hash:
             return None
         return context.cache.shelf(context.weights_hash, self.protocol())
+
+
+def _architecture(model: Any) -> str:  # noqa: ANN401  # a PreTrainedModel
+    """sha256 of what equal weights can differ in: modules, configuration, what torchao does with activations."""
+    settings = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE}
+    packed = [
+        (name, weight.__tensor_flatten__()[1])
+        for name, weight in model.named_parameters()
+        if hasattr(weight, "__tensor_flatten__")
+    ]
+    built = f"{model!r} {json.dumps(settings, sort_keys=True, default=str)} {packed}"
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", built).encode()).hexdigest()
 
 
 def _drawn(how: dict[str, Any]) -> bool:
