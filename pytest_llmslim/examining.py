@@ -82,7 +82,7 @@ class Examiner:
                 figures = evaluation.compare(
                     reference, candidate.module, replace(asked, label=subject), session.meter
                 )
-                return replace(figures_only(name, figures), notes=sign_flips(figures))
+                return replace(figures_only(name, figures), notes=sign_flips(figures, candidate.name))
             before = self._answers_of_reference(
                 case, evaluation, reference, replace(asked, label=first), name
             )

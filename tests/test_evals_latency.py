@@ -171,9 +171,9 @@ def test_a_sign_that_flips_with_the_batch_is_said(workers):
     )
     figures = Latency("1/8", 16, 4).compare(reference, candidate, context_of(), NO_METER)
     assert (
-        "time to first token: faster at batch 1, prompt 16 (0.61), and slower at batch 8, prompt 16 (1.30)",
-        "time per output token: faster at batch 1, prompt 16 (0.61), and slower at batch 8, prompt 16 (1.30)",
-    ) == sign_flips(figures)
+        "time to first token of nf4: faster at batch 1, prompt 16 (0.61), and slower at batch 8, prompt 16 (1.30)",
+        "time per output token of nf4: faster at batch 1, prompt 16 (0.61), and slower at batch 8, prompt 16 (1.30)",
+    ) == sign_flips(figures, "nf4")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_only_what_is_sure_flips(low, high, flips):
         Figure("ttft batch 1 prompt 32", "s", None, None),
         Figure("something else", "s", 1.0, 1.0, sure),
     ]
-    assert flips == len(sign_flips(figures))
+    assert flips == len(sign_flips(figures, "nf4"))
 
 
 def test_runs_stand_next_to_each_other_in_balanced_order(workers):

@@ -199,10 +199,14 @@ def _none(cell: Cell, measure: str, reason: str) -> Figure:
 # What to say of it ------------------------------------------------------------------------------------------
 
 
-def sign_flips(figures: Iterable[Figure]) -> tuple[str, ...]:
+def sign_flips(figures: Iterable[Figure], candidate: str) -> tuple[str, ...]:
     """A sentence for each of the two times that a method shortens in some cells and lengthens in others.
 
     Only cells whose interval leaves out 1 are counted; each sentence names all of them.
+
+    Args:
+        figures: of any evaluation; those that are no such time are passed over.
+        candidate: what it is called in tables.
     """
     found: dict[str, tuple[list[str], list[str]]] = {measure: ([], []) for measure in WORDS}
     for figure in figures:
@@ -217,7 +221,7 @@ def sign_flips(figures: Iterable[Figure]) -> tuple[str, ...]:
         if ratio.low is not None and ratio.low > 1:
             slower.append(shown)
     return tuple(
-        f"{WORDS[measure]}: faster at {'; '.join(faster)}, and slower at {'; '.join(slower)}"
+        f"{WORDS[measure]} of {candidate}: faster at {'; '.join(faster)}, and slower at {'; '.join(slower)}"
         for measure, (faster, slower) in found.items()
         if faster and slower
     )
