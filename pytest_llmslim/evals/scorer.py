@@ -3,9 +3,10 @@
 The scores are those of lm-eval's own `HFLM(softmax_dtype="float32")`: its tokens, its BOS, its truncation. Equal up
 to the rounding of float arithmetic, about 1e-6 of a log probability in float32. That rounding depends on what else is
 in a batch: the order of requests does not matter, for they are sorted; a run that goes on from a cache, or a batch
-that was halved because memory ran out, may differ in the last digits. Activations in 8 bits make more of it: lm-eval's
-own scores at batch sizes 1 and 8 lie 0.04 (a scale per token), 0.1 (LLM.int8) and 0.7 nats (a scale per tensor) apart
-on a tiny random model, and ours as far.
+that was halved because memory ran out, may differ in the last digits. Kernels of low precision make more of it, from
+one batch size of lm-eval to another as here: 0.04 nats with 8-bit activations and a scale per token, 0.1 with LLM.int8
+and 0.7 with a scale per tensor (tiny random Llama), 0.06 with bitsandbytes' 4-bit kernel for CPUs, which multiplies in
+bfloat16 (Gemma 3 270M). There a question whose choices are nearly equal may be answered otherwise than by plain lm-eval.
 
 One difference is meant: where requests of one run cut the same text at different places, `the|of and` beside
 `the of|man`, lm-eval 0.4.13 reads the shorter one at the first position of the longer. Here each is right.
