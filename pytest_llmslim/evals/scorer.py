@@ -6,7 +6,7 @@ in a batch: the order of requests does not matter, for they are sorted; a run th
 that was halved because memory ran out, may differ in the last digits. Kernels of low precision make more of it, from
 one batch size of lm-eval to another as here: 0.04 nats with 8-bit activations and a scale per token, 0.1 with LLM.int8
 and 0.7 with a scale per tensor (tiny random Llama), 0.06 with bitsandbytes' 4-bit kernel for CPUs, which multiplies in
-bfloat16 (Gemma 3 270M). There a question whose choices are nearly equal may be answered otherwise than by plain lm-eval.
+bfloat16 (Gemma 3 270M). There a question whose choices are nearly equal may be answered otherwise than by lm-eval.
 
 One difference is meant: where requests of one run cut the same text at different places, `the|of and` beside
 `the of|man`, lm-eval 0.4.13 reads the shorter one at the first position of the longer. Here each is right.
