@@ -34,7 +34,6 @@ PROFILES: Final = {
 PERPLEXITY: Final = "perplexity"
 _EXPONENT: Final = 1.5
 _CHANCE_SHARE: Final = 0.8
-_GUESSES: Final = "{0} is no part of opt: the reference's {1} {2:.3g} is no better than guessing, {3:.3g}"
 
 _AND: Final = " + "
 _MARK: Final = {"estimated": "~", "sampled": "^"}
@@ -192,8 +191,9 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
     parts, notes = {}, []
     # In one order however they were asked for, so that two runs can be compared.
     for name in sorted(set(wanted), key=[PERPLEXITY, *named, *wanted].index):
-        if not asked and name in named and _guesses(named[name]):
-            notes.append(_GUESSES.format(name, named[name].metric, named[name].reference, named[name].chance))
+        guesses = "" if asked or name not in named else _guesses(named[name])
+        if guesses:
+            notes.append(f"{name} is no part of opt: {guesses}")
             continue
         try:
             parts[name] = perplexity if name == PERPLEXITY else worsening_of(name, named.get(name))
@@ -206,10 +206,13 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
     return Combined(_together(parts), frozenset(parts) - {PERPLEXITY}, tuple(notes))
 
 
-def _guesses(evaluation: Evaluation) -> bool:
-    """Whether the reference does no better than guessing: then a candidate that guesses too has lost nothing."""
+def _guesses(evaluation: Evaluation) -> str:
+    """That the reference does no better than guessing: then a candidate that guesses too has lost nothing."""
     reference, chance = evaluation.reference, evaluation.chance
-    return reference is not None and chance is not None and reference <= chance * (1 + 1e-9)
+    if reference is None or chance is None or reference > chance * (1 + 1e-9):
+        return ""
+    found, guessing = units.significant(reference), units.significant(chance)
+    return f"the reference's {evaluation.metric} {found} is no better than guessing, {guessing}"
 
 
 def worsening_of(name: str, evaluation: Evaluation | None) -> Estimate:

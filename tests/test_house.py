@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_llmslim"
 
 LAYERS = {
-    "errors": 0, "units": 0, "records": 0, "readings": 0, "evaluation_records": 0, "eval_catalogue": 0, "encoding": 0, "score": 0, "registry": 0, "catalogue": 0,
+    "errors": 0, "units": 0, "records": 0, "readings": 0, "evaluation_records": 0,
+    "eval_catalogue": 0, "encoding": 0, "score": 0, "registry": 0, "catalogue": 0,
     "statistics": 1, "planning": 1, "sequential": 1, "comparability": 1, "conditions": 1, "judging": 1,
-    "regression": 1, "gate": 1, "proportions": 1, "evaluation_gate": 1, "baselines": 1, "baseline_files": 1, "absent": 1,
+    "regression": 1, "gate": 1, "proportions": 1, "evaluation_gate": 1,
+    "baselines": 1, "baseline_files": 1, "absent": 1,
     "rounding": 1, "integrity": 1, "models": 1, "methods": 1, "evals": 1, "embedded": 1, "meters": 1, "paper": 1,
     "fingerprint": 1, "pairs": 1, "measure": 1, "reports": 1, "breakeven": 1, "noise": 1,
     "recipe": 2, "strategies": 2, "ablation": 2, "options": 2, "settings": 2, "evaluations": 2, "marker": 2,

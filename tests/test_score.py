@@ -294,7 +294,7 @@ def test_an_evaluation_at_chance_is_left_out_and_said() -> None:
     found = combined(quality(), (AT_CHANCE, evaluation(20, 4, name="winogrande")))
     assert found.scored == {"winogrande"}
     assert found.notes == (
-        "arc_challenge is no part of opt: the reference's acc_norm 0.2 is no better than guessing, 0.25",
+        "arc_challenge is no part of opt: the reference's acc_norm 0.200 is no better than guessing, 0.250",
     )
     assert combined(quality(), (AT_CHANCE,)).worsening is None
 

@@ -72,7 +72,9 @@ def test_its_evaluation_is_asked_by_name(run_with, pytester, small):
     result = run_with(*small("--llm-eval", "echo(prompts=12)"))
 
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["  echo(prompts=12): echo, lower is better, n = 12", "*reference *", "*halve+int8 *"])
+    result.stdout.fnmatch_lines(
+        ["  echo(prompts=12): echo, lower is better, n = 12", "*reference *", "*halve+int8 *"]
+    )
 
 
 def test_its_evaluation_refuses_by_itself(run_with, pytester, small):
