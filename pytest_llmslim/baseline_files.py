@@ -94,7 +94,9 @@ def _line(record: Record) -> str:
 def _bare(evaluation: Evaluation) -> Evaluation:
     """Without what no comparison needs, and what differs from run to run."""
     seconds = unmeasured("s", "none", "not stored")
-    return replace(evaluation, figures=(), worst=(), tokens=0, seconds=seconds, notes=())
+    bare = replace(evaluation, figures=(), worst=(), tokens=0, seconds=seconds, notes=())
+    # A later run has its own reference, whose answers are the same or not comparable.
+    return replace(bare, reference_right="")
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401  # the JSON value type is recursive

@@ -54,6 +54,8 @@ class Change:
     def text(self) -> str:
         """The figure, from what to what."""
         change = f" ({units.percent(self.new / self.old - 1)})" if self.old and self.new else ""
+        gone = self.new is None and self.figure not in _FIGURES
+        change = " (not asked for now, so no longer stored)" if gone else change
         return f"{self.name} {units.ratio(self.old)} -> {units.ratio(self.new)}{change}"
 
     @property

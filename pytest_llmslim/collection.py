@@ -1,6 +1,7 @@
 """From options and markers to parametrised tests, in the order that loads each model once.
 
-Nothing here imports torch: names of recipes are checked through the registry's lazy specs.
+Nothing here imports torch: names of recipes are checked through the registry's lazy specs. Only evaluations are made
+here, so that bad parameters are found before anything runs; the modules of some import torch.
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ def evaluation_difference(record: Record, baseline: Record, now: Evaluation, the
     """Why an evaluation cannot be compared with that of a baseline; empty when it can."""
     if now.metric != then.metric:
         return _differs("the metric", now.metric, then.metric or "absent")
-    return _protocols(now, then) or _reference(record, baseline)
+    if reason := _protocols(now, then) or _reference(record, baseline):
+        return reason
+    # A third party's protocol need not hold it.
+    return _differs("the number of questions", now.n, then.n) if now.n != then.n else ""
 
 
 def other_perplexity_of_same_weights(record: Record, baseline: Record) -> str:

@@ -1,8 +1,8 @@
 """The gate on evaluations: questions are few, so a limit is passed or failed only where that is sure.
 
 Against a limit an evaluation is *failed* where its ratio is surely past it, *passed* where it is surely inside, and
-*inconclusive* otherwise. What a wrong `failed` may cost, 1 % a record, is shared over its evaluations (Bonferroni);
-it does not depend on how often time was looked at, since that asks no new question.
+*inconclusive* otherwise. What a wrong `failed` may cost, 1 % a record, is shared over its evaluations and all that
+they are held against (Bonferroni); it does not depend on how often time was looked at, since that asks no new question.
 
 Against a stored run of the same questions it is *failed* where the metric fell by more than the limit on quality and
 McNemar's exact test on the answers of then and now says that this is no chance.
@@ -11,21 +11,24 @@ McNemar's exact test on the answers of then and now says that this is no chance.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+import shlex
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_llmslim import units
 from pytest_llmslim.comparability import evaluation_difference
-from pytest_llmslim.errors import ScoreError
 from pytest_llmslim.judging import interval_of, over
 from pytest_llmslim.proportions import accuracy_ratio
 from pytest_llmslim.regression import ACCEPT, ANEW, BETTER, limits_of
-from pytest_llmslim.score import PERPLEXITY, worsening_of
+from pytest_llmslim.score import PERPLEXITY, guesses
 from pytest_llmslim.sequential import ALPHA
 from pytest_llmslim.statistics import CONFIDENCE, Interval, mcnemar, needed_samples, t_quantile
 
 if TYPE_CHECKING:
     from pytest_llmslim.judging import Case
     from pytest_llmslim.records import Against, Evaluation, Outcome, Record, Verdict
+
+
+_DROP: Final = "max_accuracy_drop"
 
 
 class _Rule(NamedTuple):
@@ -41,8 +44,17 @@ class _Rule(NamedTuple):
 
 def thresholds_on_evaluations(case: Case) -> list[Verdict]:
     """A verdict on each evaluation that has a metric and a limit."""
+    found = [_threshold(case, each, rule) for each, rule in _rules(case)]
+    share = case.thresholds.max_accuracy_drop
+    if share is None or any(rule.name == _DROP for _, rule in _rules(case)):
+        return found
+    text = f"{_DROP} {units.percent_limit(share)} cannot be checked: there is no evaluation that it holds for"
+    return [*found, case.verdict("evaluation", "inconclusive", f"{text}; add one with --llm-eval.")]
+
+
+def _rules(case: Case) -> list[tuple[Evaluation, _Rule]]:
     rules = [(each, _rule(case, each)) for each in _with_metric(case.record)]
-    return [_threshold(case, each, rule) for each, rule in rules if rule]
+    return [(each, rule) for each, rule in rules if rule]
 
 
 def _with_metric(record: Record) -> list[Evaluation]:
@@ -50,8 +62,12 @@ def _with_metric(record: Record) -> list[Evaluation]:
 
 
 def _alpha(case: Case) -> float:
-    """The part of one evaluation."""
-    return ALPHA / max(1, len(_with_metric(case.record)))
+    """The part of one decision that rests on chance: on a limit, or on the answers of a stored run."""
+    decisions = len(_rules(case))
+    answered = {each.name for each in case.record.evaluations if each.candidate_right}
+    for stored in (case.baseline, case.anchor):
+        decisions += sum(each.name in answered for each in stored.evaluations) if stored else 0
+    return ALPHA / max(1, decisions)
 
 
 def _rule(case: Case, evaluation: Evaluation) -> _Rule | None:
@@ -60,7 +76,7 @@ def _rule(case: Case, evaluation: Evaluation) -> _Rule | None:
     if _is_text(evaluation):
         name, share = "max_perplexity_increase", limits.max_perplexity_increase
     else:
-        name, share = "max_accuracy_drop", limits.max_accuracy_drop
+        name, share = _DROP, limits.max_accuracy_drop
     if share is None:
         return None
     return _Rule(name, share, 1 - share if evaluation.higher_is_better else 1 + share)
@@ -88,23 +104,15 @@ def _threshold(case: Case, each: Evaluation, rule: _Rule) -> Verdict:
 
 def _unusable(each: Evaluation) -> str:
     """Why a limit says nothing about an evaluation; empty when it does."""
-    if not each.ratio.known:
-        return each.ratio.reason
-    if each.higher_is_better and each.chance is not None:
-        try:
-            worsening_of(each.name, each)
-        except ScoreError as error:
-            return str(error)
-    return ""
+    return guesses(each) if each.ratio.known else each.ratio.reason
 
 
 def _bounds(each: Evaluation, fail_miss: float, pass_miss: float) -> Interval:
     """The ratio with one-sided bounds: that which fails and that which passes miss with the chances given."""
     low, high = (pass_miss, fail_miss) if each.higher_is_better else (fail_miss, pass_miss)
     if _is_share_right(each):
-        one = (
-            "1" if each.higher_is_better else "0"
-        )  # right answers, or wrong ones where fewer of those are better
+        # Right answers, or wrong ones where fewer of those are better.
+        one = "1" if each.higher_is_better else "0"
         pairs = list(zip(each.reference_right, each.candidate_right, strict=True))
         both = pairs.count((one, one))
         lost = each.reference_right.count(one) - both
@@ -220,7 +228,8 @@ def regressions(case: Case, stored: Record, against: Against, *, required: bool 
 
 
 def _not_asked(case: Case, name: str) -> Verdict:
-    text = f"{name} is in the baseline and was not asked for now; add --llm-eval {name}, or use --llm-update."
+    asked = f"--llm-eval {shlex.quote(name)}"
+    text = f"{name} is in the baseline and was not asked for now; add {asked}, or use --llm-update."
     return case.verdict("evaluation", "not comparable", text, "baseline", evaluation=name)
 
 
@@ -233,16 +242,19 @@ def _regression(case: Case, stored: Record, now: Evaluation, then: Evaluation, a
         rest = f"{reason}; measure alike, or use {ANEW[against]}."
         return verdict("not comparable", f"{now.name} is not comparable with the {against}: {rest}")
     was = f"{_shown(now, now.candidate)} was {units.significant(then.candidate)} in the {against}"
-    if now.candidate_right and now.candidate_right == then.candidate_right:
+    rights = then.candidate_right, now.candidate_right
+    if not all(rights):  # scores that were right or wrong in one of the runs only are shares
+        rights = "", ""
+    elif rights[0] == rights[1]:
         return verdict("passed", f"{was}, with the same answers right.")
     limit = limits_of(case, against).baseline_perplexity
     text = f"{was}{_changed(now, then, limit)}, limit {units.percent_limit(limit)}"
-    text += _flipped(then.candidate_right, now.candidate_right)
+    text += _flipped(*rights)
     if not _worse(now, then, limit):
         better = against == "baseline" and _worse(then, now, limit)
         return verdict("passed", f"{text}. {BETTER}" if better else f"{text}.")
-    if now.candidate_right:
-        p = mcnemar(*_flips(then.candidate_right, now.candidate_right)).worse
+    if rights[0]:
+        p = mcnemar(*_flips(*rights)).worse
         if p > _alpha(case):
             text += f": undecided. Chance alone does that in {units.percent(p, signed=False)} of cases; "
             return verdict("inconclusive", f"{text}ask more questions (--llm-limit), or use {ANEW[against]}.")

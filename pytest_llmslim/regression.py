@@ -112,7 +112,8 @@ def _cost(case: Case, axis: Axis, stored: Record, against: Against) -> Verdict |
     if outcome == "failed":
         text += f". {ACCEPT[against]}"
     elif outcome == "inconclusive":
-        advice = f"The stored run has too few blocks; write it anew with {ANEW[against]}."
+        few = "questions (--llm-limit)" if axis == "opt" and _open(stored) else "blocks"
+        advice = f"The stored run has too few {few}; write it anew with {ANEW[against]}."
         if spared:
             advice = (
                 f"The stored run was made on a busier or slower machine; write it anew with {ANEW[against]}."
@@ -135,6 +136,12 @@ def _exact(stored: Record) -> Interval:
     value = stored.worsening.value
     quality = replace(stored.worsening, low=value, high=value)
     return judging.interval_of(opt_estimate(quality, stored.time, stored.energy, stored.profile))
+
+
+def _open(stored: Record) -> bool:
+    """Whether the questions leave open that the stored candidate is worthless."""
+    high = stored.worsening.high
+    return high is None or not math.isfinite(high)
 
 
 def _relative(now: Interval, then: Interval) -> float:

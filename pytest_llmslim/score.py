@@ -13,6 +13,7 @@ to about 1.02 on perplexity, where the last tick is 1.
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -191,9 +192,9 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
     parts, notes = {}, []
     # In one order however they were asked for, so that two runs can be compared.
     for name in sorted(set(wanted), key=[PERPLEXITY, *named, *wanted].index):
-        guesses = "" if asked or name not in named else _guesses(named[name])
-        if guesses:
-            notes.append(f"{name} is no part of opt: {guesses}")
+        reason = "" if asked or name not in named else guesses(named[name])
+        if reason:
+            notes.append(f"{name} is no part of opt: {reason}")
             continue
         try:
             parts[name] = perplexity if name == PERPLEXITY else worsening_of(name, named.get(name))
@@ -206,10 +207,13 @@ def combined(perplexity: Estimate, evaluations: Sequence[Evaluation], asked: Seq
     return Combined(_together(parts), frozenset(parts) - {PERPLEXITY}, tuple(notes))
 
 
-def _guesses(evaluation: Evaluation) -> str:
+def guesses(evaluation: Evaluation) -> str:
     """That the reference does no better than guessing: then a candidate that guesses too has lost nothing."""
     reference, chance = evaluation.reference, evaluation.chance
-    if reference is None or chance is None or reference > chance * (1 + 1e-9):
+    if reference is None or chance is None:
+        return ""
+    better, worse = (reference, chance) if evaluation.higher_is_better else (chance, reference)
+    if better > worse * (1 + 1e-9):
         return ""
     found, guessing = units.significant(reference), units.significant(chance)
     return f"the reference's {evaluation.metric} {found} is no better than guessing, {guessing}"
@@ -222,7 +226,9 @@ def worsening_of(name: str, evaluation: Evaluation | None) -> Estimate:
         ScoreError: there is no such evaluation, it has no metric, or its reference is at chance.
     """
     if evaluation is None:
-        raise ScoreError(f"{name} is not evaluated here; add --llm-eval {name}, or name another measure")
+        raise ScoreError(
+            f"{name} is not evaluated here; add --llm-eval {shlex.quote(name)}, or name another measure"
+        )
     if evaluation.reference is None or evaluation.candidate is None:
         raise ScoreError(f"{name} has figures and no metric; name another measure in --llm-quality")
     reference, ratio, title = evaluation.reference, evaluation.ratio, f"{name} {evaluation.metric}"

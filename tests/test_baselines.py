@@ -85,6 +85,7 @@ def test_of_evaluations_metric_and_answers_are_stored(tmp_path: Path) -> None:
     assert then is not None
     assert [each.name for each in then.evaluations] == ["arc_challenge", "slice(kind=code)"]
     first = then.evaluations[0]
+    assert first.reference_right == ""
     assert (first.candidate_right, first.protocol, first.tokens, first.figures, first.notes) == (
         asked.candidate_right,
         asked.protocol,
@@ -123,7 +124,8 @@ def test_changes_of_evaluations_are_told(tmp_path: Path) -> None:
     assert "arc_challenge acc_norm 0.500" in told(new)[0]
     label = "int4 on embedded:gpt2"
     assert f"{label}: arc_challenge acc_norm 0.500 -> 0.475 (-5.0 %)" in told(changed)
-    assert f"{label}: arc_challenge acc_norm 0.475 -> -" in told(gone)
+    dropped = f"{label}: arc_challenge acc_norm 0.475 -> - (not asked for now, so no longer stored)"
+    assert dropped in told(gone)
 
 
 def test_the_file_is_made_for_diffs(stored: Path) -> None:

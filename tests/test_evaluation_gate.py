@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_records import evaluation, kind_of_text, quality, record, side
+from sample_records import blocks, evaluation, kind_of_text, quality, record, side
 
 from pytest_llmslim.gate import Limits, Thresholds, decide, failure
 from pytest_llmslim.proportions import accuracy_ratio
@@ -100,7 +100,7 @@ def test_a_kind_of_text_is_held_against_the_limit_on_perplexity() -> None:
         "inconclusive",
         "failed",
     ]
-    assert verdicts_on(record(evaluations=(kind_of_text(2.0),)), DROP) == []
+    assert "there is no evaluation" in against_limit(kind_of_text(2.0), DROP).sentence
     failed = against_limit(kind_of_text(1.08), limits)
     assert failed.sentence.startswith(f"{SUBJECT}slice(kind=code) perplexity 21.6 is 8.0 % [")
     assert failed.sentence.endswith(
@@ -137,7 +137,8 @@ def test_the_error_is_shared() -> None:
     ("each", "reason"),
     [
         (evaluation(8, ratio=no_estimate("the reference's acc_norm is 0")), "the reference's acc_norm is 0"),
-        (evaluation(8, 0, 2), "the reference's arc_challenge acc_norm is above 0.2, or it says nothing about"),
+        (evaluation(8, 0, 2), "the reference's acc_norm 0.200 is no better than guessing, 0.250."),
+        (evaluation(10), "the reference's acc_norm 0.250 is no better than guessing, 0.250."),
     ],
 )  # fmt: skip
 def test_a_limit_that_cannot_be_checked(each: Evaluation, reason: str) -> None:
@@ -149,10 +150,38 @@ def test_a_limit_that_cannot_be_checked(each: Evaluation, reason: str) -> None:
     )
 
 
+def test_the_error_is_shared_with_stored_runs() -> None:
+    """Against a limit, a baseline and an anchor there are three decisions, each with a third."""
+    now = record(evaluations=(evaluation(93, 7, 0, 200),))
+    then = record(evaluations=(evaluation(100, 0, 0, 200),))
+    assert mcnemar(7, 0).worse < 0.01
+    (alone,) = verdicts_on(now, baseline=then)
+    among = verdicts_on(now, DROP, baseline=then, anchor=then)
+    assert (alone.outcome, [v.outcome for v in among[1:]]) == ("failed", ["inconclusive", "inconclusive"])
+
+
+def test_guessing_goes_by_the_direction() -> None:
+    """A loss below what guessing reaches is no guess, one above it is."""
+    limit = Thresholds(max_accuracy_drop=0.5)
+    good, bad = (kind_of_text(1.0, metric="loss", chance=chance) for chance in (50.0, 10.0))
+    assert against_limit(good, limit).outcome == "passed"
+    assert "no better than guessing, 10.0" in against_limit(bad, limit).sentence
+
+
+def test_a_limit_without_an_evaluation_is_not_passed() -> None:
+    """What was asked for and cannot be checked is said, as for every limit."""
+    (verdict,) = verdicts_on(record(), DROP)
+    assert verdict.outcome == "inconclusive"
+    assert verdict.sentence == (
+        f"{SUBJECT}max_accuracy_drop 3 % cannot be checked: there is no evaluation that it holds for; "
+        "add one with --llm-eval."
+    )
+
+
 def test_figures_and_no_limit_have_no_verdict() -> None:
     """What has no metric is not judged, and nothing is without a limit."""
     bare = evaluation(metric="", reference=None, candidate=None, ratio=no_estimate("only figures"))
-    assert verdicts_on(record(evaluations=(bare,)), DROP) == []
+    assert [v.evaluation for v in verdicts_on(record(evaluations=(bare,)), DROP)] == [""]
     assert verdicts_on(record(evaluations=(evaluation(20, 20),))) == []
 
 
@@ -252,6 +281,15 @@ def test_real_scores_against_a_stored_run() -> None:
     assert (better.outcome, "better than the baseline" in better.sentence) == ("passed", True)
 
 
+def test_right_or_wrong_in_one_run_only() -> None:
+    """Texts that all agreed then and agree in part now are shares: the point estimates are compared."""
+    shares = evaluation(8, 0, 0, 8, candidate=0.6, reference_right="", candidate_right="", flips=None)
+    whole = evaluation(8, 0, 0, 8)
+    assert against_baseline(shares, whole).outcome == "failed"
+    assert against_baseline(whole, shares).outcome == "passed"
+    assert against_baseline(evaluation(0, 8, 0, 8), shares).outcome == "failed"
+
+
 def test_an_anchor_allows_three_losses() -> None:
     """Against the anchor the limit is three times as wide, and its sentence says what to do."""
     then, now = (record(evaluations=(evaluation(500 - n, n, 0, 1000),)) for n in (0, 12))
@@ -268,6 +306,7 @@ def test_an_anchor_allows_three_losses() -> None:
         ({"protocol": {"task": "arc_challenge", "shots": "5"}}, "protocol shots is 25 now and 5 there"),
         ({"protocol": {"shots": "25"}}, "protocol task is arc_challenge now and absent there"),
         ({"metric": "acc"}, "the metric is acc_norm now and acc there"),
+        ({"n": 50}, "the number of questions is 40 now and 50 there"),
     ],
 )
 def test_unlike_runs_are_not_compared(then: Any, reason: str) -> None:
@@ -308,6 +347,8 @@ def test_an_evaluation_that_was_not_asked_for() -> None:
         f"{SUBJECT}arc_challenge is in the baseline and was not asked for now; add --llm-eval arc_challenge, "
         "or use --llm-update."
     )
+    (verdict,) = verdicts_on(record(), baseline=record(evaluations=(kind_of_text(),)))
+    assert "add --llm-eval 'slice(kind=code)', or" in verdict.sentence
     assert failure([verdict]) == ""
     assert failure([verdict], strict=True)
 
@@ -357,3 +398,15 @@ def test_opt_against_a_stored_run_allows_for_few_questions(both: int, lost: int,
     """A flip or two of 40 can be chance, so they do not fail opt; the same answers pass it."""
     then = record(evaluations=(evaluation(20, 4),))
     assert opt_verdict(record(evaluations=(evaluation(both, lost),)), baseline=then).outcome == outcome
+
+
+def test_opt_against_too_few_stored_questions() -> None:
+    """Where those leave open that the stored candidate is worthless, more questions are the advice, not blocks."""
+    then = record(evaluations=(evaluation(11, 2, 0, 40),))
+    assert then.quality is not None
+    assert then.quality.high == math.inf
+    verdict = opt_verdict(record(evaluations=(evaluation(9, 4, 2, 40),), time=blocks(1.2)), baseline=then)
+    assert verdict.outcome == "inconclusive"
+    assert verdict.sentence.endswith(
+        "The stored run has too few questions (--llm-limit); write it anew with --llm-update."
+    )

@@ -59,7 +59,7 @@ def test_other_candidates_pass_integrity(status: Any) -> None:
 
 def test_order() -> None:
     """Integrity comes first, then quality, then cost, and opt last."""
-    limits = Thresholds(0.5, 0.5, 0.5, 0.5, 2.0)
+    limits = Thresholds(0.5, None, 0.5, 0.5, 2.0)
     verdicts = decide(record(), limits, record())
     assert list(dict.fromkeys(v.axis for v in verdicts)) == [
         "integrity",
