@@ -86,9 +86,14 @@ def instantiate(step: Step, registry: Registry) -> Evaluator | Comparator:
 def _spec(name: str, registry: Registry) -> Spec:
     if name in registry:
         return registry.get(name)
-    from pytest_llmslim.evals.lm_names import is_task
+    from pytest_llmslim.evals.lm_names import is_task, nearest
 
     if not is_task(name):
+        near = [] if registry.nearest(name) else nearest(name)
+        if near:
+            raise EvaluationError(
+                f"there is no evaluation {name!r}, and no such task of lm-eval; did you mean {' or '.join(near)}?"
+            )
         registry.get(name)  # raises, with the nearest names
     return Spec(name, "pytest_llmslim.evals.lm_tasks:LMTask", "", ("shots",), preset=(("task", name),))
 

@@ -43,7 +43,7 @@ class Examiner:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._reference: dict[tuple[str, str], Answers] = {}
+        self._reference: dict[tuple[str, str], Answers | SlimError] = {}
 
     def examine(self, case: Case, candidate: Candidate, subject: str) -> tuple[Evaluation, ...]:
         """All evaluations of a case, in the order in which they were asked for.
@@ -107,10 +107,17 @@ class Examiner:
     ) -> Answers:
         """Asked once a run; what that cost belongs to the first candidate."""
         key = (context.weights_hash, name)
-        if key in self._reference:
-            return replace(self._reference[key], tokens=0, seconds=0.0)
-        self._reference[key] = evaluation.answers(reference, context)
-        return self._reference[key]
+        known = self._reference.get(key)
+        if isinstance(known, SlimError):  # it would fail again: without a network after half a minute
+            raise known
+        if known is not None:
+            return replace(known, tokens=0, seconds=0.0)
+        try:
+            self._reference[key] = answers = evaluation.answers(reference, context)
+        except SlimError as error:
+            self._reference[key] = error
+            raise
+        return answers
 
     def _context(self, case: Case, told: Callable[[str], None] | None, name: str) -> EvalContext:
         session = self._session

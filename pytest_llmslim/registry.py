@@ -104,12 +104,16 @@ class Registry:
         spec = self._specs.get(name)
         if spec is None:
             raise self.error(
-                f"there is no {self.noun} {name!r}{self._nearest(name)}; known are {self._listing()}"
+                f"there is no {self.noun} {name!r}{self._meant(name)}; known are {self._listing()}"
             )
         return spec
 
-    def _nearest(self, name: str) -> str:
-        nearest = difflib.get_close_matches(name[:80].lower(), self.names(), n=2)
+    def nearest(self, name: str) -> list[str]:
+        """At most two names that are written nearly so."""
+        return difflib.get_close_matches(name[:80].lower(), self.names(), n=2)
+
+    def _meant(self, name: str) -> str:
+        nearest = self.nearest(name)
         return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
 
     def _listing(self) -> str:

@@ -57,6 +57,15 @@ def test_divergence_of_a_known_pair():
     assert found.same == 0
 
 
+def test_what_rounds_to_nothing_adds_nothing():
+    """exp(-200) is 0 in float32: it adds nothing even where the candidate says never."""
+    reference, candidate = (
+        torch.tensor([[[0.0, -200.0], [0.0, 0.0]]]),
+        torch.tensor([[[0.0, -torch.inf], [0.0, 0.0]]]),
+    )
+    assert divergence(reference, candidate, torch.tensor([[0, 0]]), 1).kl.tolist() == [0.0]
+
+
 def test_divergence_of_equal_logits_is_zero():
     """No rounding leaves a tiny number where nothing differs."""
     logits = torch.randn(1, 70, 50)

@@ -6,20 +6,45 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmslim.errors import EvaluationError
 from pytest_llmslim.evals import cache as caches
-from pytest_llmslim.evals.cache import Cache, Shelf, digest
+from pytest_llmslim.evals.cache import Cache, Shelf, digest, shelf_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+
+
+class Model(torch.nn.Linear):
+    """Equal weights, whatever else differs."""
+
+    def __init__(self, **settings):
+        super().__init__(2, 2)
+        self.config = SimpleNamespace(to_dict=lambda: settings)
+
+
+def test_a_shelf_is_of_one_model_in_one_place(tmp_path):
+    """Equal weights under another configuration or device are asked by themselves; where they came from is nothing."""
+    context = SimpleNamespace(cache=Cache(tmp_path), weights_hash="abc", device="cuda:1")
+
+    def known(model, **changes):
+        return shelf_of(model, SimpleNamespace(**vars(context) | changes), {"task": "a"}).get("first")
+
+    shelf_of(Model(rope=1, _name_or_path="here"), context, {"task": "a"}).put("first", 1)
+    assert known(Model(rope=1, _name_or_path="there"), device="cuda:0") == 1
+    assert known(Model(rope=2)) is None
+    assert known(Model(rope=1), device="cpu") is None
+    assert shelf_of(Model(), SimpleNamespace(cache=None, weights_hash="abc"), {}) is None
+    assert shelf_of(Model(), SimpleNamespace(cache=Cache(tmp_path), weights_hash=""), {}) is None
 
 
 def file_of(folder):

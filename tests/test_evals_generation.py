@@ -369,6 +369,9 @@ def test_texts_are_kept(tmp_path):
     assert 2 * (4 + 6) == again.tokens == first.tokens // 2
     evaluation.answers(model, context_of(cache=cache, weights_hash="b" * 64))
     assert 2 * asked + reading == model.asked
+    model.config = SimpleNamespace(to_dict=lambda: {"rope": 2})
+    other = evaluation.answers(model, context_of(cache=cache, weights_hash="a" * 64))
+    assert other.tokens == first.tokens  # equal weights, another model
 
 
 def test_progress_is_told():

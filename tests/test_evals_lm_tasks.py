@@ -451,8 +451,10 @@ def test_mmlu_is_all_of_its_subjects(model, context, tmp_path):
         ("boolqq", None, r"lm-eval \S+ has no task 'boolqq'; did you mean boolq"),
         ("§", None, r"has no task '§'; lm-eval ls tasks lists them"),
         ("leaderboard", None, "leaderboard is a group of tasks, and an evaluation is one; name its tasks"),
-        ("winogrande", -1, "winogrande: shots is a number of examples from 0, got -1"),
-        ("winogrande", True, "winogrande: shots is a number of examples from 0, got True"),
+        ("winogrande", -1, "winogrande: shots is a whole number from 0 on, got -1"),
+        ("winogrande", True, "winogrande: shots is a whole number from 0 on, got True"),
+        ("winogrande", 2.5, "winogrande: shots is a whole number from 0 on, got 2.5"),
+        ("winogrande", "few", "winogrande: shots is a whole number from 0 on, got 'few'"),
     ],
 )
 def test_what_is_no_task_is_refused(name, shots, message):

@@ -15,7 +15,7 @@ from tiny_models import FAMILIES, POSITIONS, WORDS, tiny_model, tiny_text, tiny_
 from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.errors import EvaluationError
 from pytest_llmslim.evals import EvalContext, scorer
-from pytest_llmslim.evals.cache import Cache
+from pytest_llmslim.evals.cache import Cache, conditions
 from pytest_llmslim.evals.prefixes import (
     End,
     Group,
@@ -31,6 +31,7 @@ from pytest_llmslim.evals.prefixes import (
 )
 from pytest_llmslim.evals.scorer import Scorer, lm_for
 from pytest_llmslim.methods import Context
+from pytest_llmslim.models.storage import weights_hash
 from pytest_llmslim.recipe import Step, instantiate
 from pytest_llmslim.registry import Registry
 
@@ -420,16 +421,44 @@ def test_other_models_have_other_shelves(tmp_path):
         lm.loglikelihood(requests)
         assert lm.passes > 0
     assert len(list(tmp_path.rglob("*.jsonl"))) == 2
-    named = lm.protocol()
-    assert set(named) == {"bos", "max_length", "dtype", "device", "torch", "transformers", "architecture"}
-    assert (named["bos"], named["max_length"], named["dtype"]) == ("[0]", "128", "torch.float32")
+    assert lm.protocol() == {"bos": "[0]", "max_length": "128"}
 
 
-def test_what_is_done_with_activations_is_part_of_the_protocol():
+def test_what_is_done_with_activations_is_part_of_the_conditions():
     """Torchao's 8-bit weights are the same tensors whether or not activations are quantised, too."""
     pytest.importorskip("torchao", reason="the extra torchao is not installed")
-    found = {lm_for(compressed(recipe), context_of()).protocol()["architecture"] for recipe in TORCHAO * 2}
-    assert len(found) == len(TORCHAO)
+    models = [compressed(recipe) for recipe in TORCHAO * 2]
+    assert len({weights_hash(model) for model in models}) == 1
+    assert len({conditions(model, "cpu")["architecture"] for model in models}) == len(TORCHAO)
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+def test_a_model_that_breaks_is_named(kind):
+    """A candidate is anybody's code: what it raises comes with its name and what to do."""
+    model = tiny_model("gpt2")
+    model.transformer.forward = lambda *args, **kwargs: 1 / 0
+    how = " yes" if kind == "loglikelihood" else {"until": ["."], "max_gen_toks": 4}
+    with pytest.raises(
+        EvaluationError, match=r"int4 on tiny failed while it was asked \(ZeroDivisionError: .*; run"
+    ):
+        getattr(lm_for(model, context_of()), kind)(asked(kind, ("the war", how)))
+
+
+def test_a_tokenizer_without_bos_and_eos_is_refused():
+    """Something has to stand before the first token that is scored."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    message = "int4 on tiny is asked behind a BOS or EOS token, and its tokenizer has neither; name one as bos_token"
+    with pytest.raises(EvaluationError, match=message):
+        lm_for(tiny_model("gpt2"), context_of(tokenizer))
+
+
+def test_a_tokenizer_of_bos_alone_pads_with_it():
+    """Lm-eval would add a token for padding that no model has an embedding for."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = tokenizer.unk_token = tokenizer.pad_token = None
+    lm = lm_for(tiny_model("gpt2"), context_of(tokenizer))
+    assert (lm.tokenizer.pad_token_id, tokenizer.pad_token_id) == (tokenizer.bos_token_id, None)
 
 
 def test_progress_is_told_now_and_then():

@@ -406,6 +406,10 @@ def test_what_was_answered_is_not_asked_again(letters, tmp_path):
     assert (one.tokens, two.tokens, two.seconds) == (105, 0, 0)
     Slice(kind="long").answers(other, replace(context, weights_hash="2" * 64))
     assert len(other.asked) == 5
+    third = Uniform()
+    third.config = SimpleNamespace(**vars(third.config), to_dict=lambda: {"rope": 2})
+    Slice(kind="long").answers(third, context)
+    assert len(third.asked) == 5  # equal weights, another model
 
 
 def test_a_foreign_text_is_noted(letters):

@@ -35,6 +35,7 @@ CONFTEST = """
     @dataclass(frozen=True)
     class Breaks:
         def answers(self, model, context):
+            ASKED.append((context.label, "in vain"))
             raise EvaluationError(f"{context.label}: has no left hand, got two right ones; ask another")
 
     @dataclass(frozen=True)
@@ -120,17 +121,21 @@ def test_costs_are_not_compared_beside_other_workers(asked):
 
 def test_what_breaks_is_named(asked):
     """The evaluation's name stands before its own sentence."""
-    result = asked("--llm-eval", "breaks")
+    result = asked("--llm-eval", "breaks", "-s")
 
     result.stdout.fnmatch_lines(
         ["*breaks: The reference of int8 on tiny-gpt2: has no left hand, got two right ones; ask another*"]
     )
+    result.assert_outcomes(errors=0, failed=2)
+    # Without a network each failure takes half a minute.
+    assert 1 == sum("in vain" in line and line.startswith("ASKED") for line in result.outlines)
 
 
 @pytest.mark.parametrize(
     ("asked_for", "sentence"),
     [
         ("tol", "there is no evaluation 'tol' (did you mean told?); known are *arc_challenge, *"),
+        ("boolqq", "there is no evaluation 'boolqq', and no such task of lm-eval; did you mean boolq*"),
         ("told(left=1)", "told has no parameter 'left'; it takes right"),
         ("told+told", "an evaluation stands alone, got 'told+told'; give --llm-eval once for each"),
         (

@@ -16,12 +16,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any, NoReturn
+import re
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import torch
 
 from pytest_llmslim.errors import EvaluationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from torch import nn
+
+    from pytest_llmslim.evals import EvalContext
+
+_VOLATILE: Final = ("_name_or_path", "transformers_version")
 
 
 class Shelf:
@@ -90,6 +101,37 @@ class Cache:
     def shelf(self, weights_hash: str, protocol: object) -> Shelf:
         """The shelf of one model under one protocol (plain builtins)."""
         return Shelf(self._folder / weights_hash[:16] / f"{digest(protocol)[:24]}.jsonl")
+
+
+def shelf_of(model: nn.Module, context: EvalContext, protocol: Mapping[str, str]) -> Shelf | None:
+    """The shelf of `model` under `protocol` and its `conditions`; `None` where nothing is kept, or it has no name."""
+    if context.cache is None or not context.weights_hash:
+        return None
+    return context.cache.shelf(context.weights_hash, {**protocol, **conditions(model, context.device)})
+
+
+def conditions(model: nn.Module, device: str) -> dict[str, str]:
+    """All on which an answer depends besides weights and request."""
+    return {
+        "dtype": str(getattr(model, "dtype", "")),
+        "device": device.partition(":")[0],
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "architecture": _architecture(model),
+    }
+
+
+def _architecture(model: nn.Module) -> str:
+    """sha256 of what equal weights can differ in: modules, configuration, what torchao does with activations."""
+    settings: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
+    kept = {name: value for name, value in settings.items() if name not in _VOLATILE}
+    packed: list[Any] = [
+        (name, weight.__tensor_flatten__()[1])
+        for name, weight in model.named_parameters()
+        if hasattr(weight, "__tensor_flatten__")
+    ]
+    built = f"{model!r} {json.dumps(kept, sort_keys=True, default=str)} {packed}"
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", built).encode()).hexdigest()
 
 
 def digest(value: object) -> str:

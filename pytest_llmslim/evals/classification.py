@@ -46,7 +46,7 @@ class Classification:
     """
 
     classifiers: ClassVar = True
-    task: str
+    task: str = ""
     metric: str = "weighted_f1"
 
     def __post_init__(self) -> None:

@@ -69,8 +69,10 @@ def divergence(
 
 def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """KL of each row, shape (rows,), from log probabilities (rows, vocabulary)."""
-    # What the reference never says adds nothing (0 log 0 = 0); torch's kl_div makes NaN of it.
-    parts = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0)
+    # What the reference never says adds nothing (0 log 0 = 0), also where only its exp is 0 and q is -inf; torch's
+    # kl_div makes NaN of it.
+    shares = p.exp()
+    parts = torch.where(shares > 0, shares * (p - q), 0.0)
     # Rounding can give -1e-9 for equal rows; a divergence is never below 0.
     return parts.sum(-1).clamp_min(0)
 

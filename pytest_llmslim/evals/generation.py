@@ -34,6 +34,7 @@ import torch
 
 from pytest_llmslim.errors import EvaluationError, NotApplicableError, SlimError
 from pytest_llmslim.evals import Answer, Answers, Metric
+from pytest_llmslim.evals.cache import shelf_of
 from pytest_llmslim.evals.text import CALIBRATION_WINDOWS
 from pytest_llmslim.models.decoding import Reader, greedy, positions
 from pytest_llmslim.models.quiet import quiet
@@ -181,27 +182,27 @@ def _write(
     model: nn.Module, prompts: torch.Tensor, length: int, protocol: dict[str, str], context: EvalContext
 ) -> tuple[tuple[Text, ...], int]:
     """The texts, and how many tokens the model processed for them: none where the cache knew them."""
-    shelf = None
-    # Which of two nearly equal tokens is the likelier one depends on the kernels.
-    request = ["texts", context.device.partition(":")[0]]
-    if context.cache is not None and context.weights_hash:
-        shelf = context.cache.shelf(context.weights_hash, {"evaluation": "generation", **protocol})
-        known = shelf.get(request)
-        if known is not None:
-            return tuple(tuple(text) for text in known), 0
-    texts = _greedy(model, prompts, length, context)
+    shelf = shelf_of(model, context, {"evaluation": "generation", **protocol})
+    never = _ends(model, context.tokenizer)
+    request = ["texts", never]
+    known = None if shelf is None else shelf.get(request)
+    if known is not None:
+        return tuple(tuple(text) for text in known), 0
+    texts = _greedy(model, prompts, length, never, context)
     if shelf is not None:
         shelf.put(request, [list(text) for text in texts])
     return texts, prompts.numel() + length * len(texts)
 
 
-def _greedy(model: nn.Module, prompts: torch.Tensor, length: int, context: EvalContext) -> tuple[Text, ...]:
+def _greedy(
+    model: nn.Module, prompts: torch.Tensor, length: int, never: Sequence[int], context: EvalContext
+) -> tuple[Text, ...]:
     with _blaming(context):
         tokens, finite = greedy(
             model,
             prompts,
             length,
-            _ends(model, context.tokenizer),
+            never,
             lambda count: context.tell(f"token {count} of {length}"),
         )
     context.tell("")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import logging
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from lm_eval.models.huggingface import HFLM
 
-from pytest_llmslim.errors import EvaluationError
+from pytest_llmslim.errors import EvaluationError, SlimError
+from pytest_llmslim.evals.cache import shelf_of
 from pytest_llmslim.evals.scorer import Score, Scorer
 
 if TYPE_CHECKING:
@@ -25,19 +23,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_llmslim.evals import EvalContext
-    from pytest_llmslim.evals.cache import Shelf
 
 BATCH = 16
 """Prompts that are continued together."""
 PARTS = 10
 """Progress is told so many times."""
-_VOLATILE = ("_name_or_path", "transformers_version")
 
 
 class HarnessModel(HFLM):
     """`HFLM` with shared prefixes, batches by tokens, and answers kept on a shelf. See `evals.scorer`."""
 
     def __init__(self, model: nn.Module, context: EvalContext) -> None:
+        _check_beginning(context)
         with _unchanged(model), _quiet():
             super().__init__(
                 pretrained=model,
@@ -49,7 +46,7 @@ class HarnessModel(HFLM):
         self.seconds = 0.0
         self._context = context
         self._scorer = Scorer(model, self.max_length, context.label)
-        self._shelf = self._open_shelf()
+        self._shelf = shelf_of(model, context, self.protocol())
 
     @property
     def eot_token_id(self) -> int:
@@ -58,16 +55,8 @@ class HarnessModel(HFLM):
         return int(self.tokenizer.bos_token_id if end is None else end)
 
     def protocol(self) -> dict[str, str]:
-        """All on which an answer depends besides weights and request."""
-        return {
-            "bos": str(self.tok_encode("")),
-            "max_length": str(self.max_length),
-            "dtype": str(self.model.dtype),
-            "device": self.device.type,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "architecture": _architecture(self.model),
-        }
+        """What of the tokenizer and the window an answer depends on."""
+        return {"bos": str(self.tok_encode("")), "max_length": str(self.max_length)}
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
         """Log probabilities of continuations in nats, and whether each is greedy."""
@@ -152,7 +141,7 @@ class HarnessModel(HFLM):
 
     @contextlib.contextmanager
     def _metered(self) -> Iterator[None]:
-        """Count tokens and passes of the model, and time."""
+        """Count tokens and passes of the model, and time; say whose code failed."""
 
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.tokens += kwargs.get("input_ids", args[0] if args else torch.empty(0)).numel()
@@ -162,37 +151,39 @@ class HarnessModel(HFLM):
         start = time.perf_counter()
         try:
             yield
+        except SlimError:
+            raise
+        except Exception as error:
+            raise EvaluationError(
+                f"{self._context.label} failed while it was asked ({type(error).__name__}: {error}); "
+                "run the model by itself to see where"
+            ) from error
         finally:
             self.seconds += time.perf_counter() - start
             handle.remove()
-
-    def _open_shelf(self) -> Shelf | None:
-        """None where nothing is kept, or the model has no name."""
-        context = self._context
-        if context.cache is None or not context.weights_hash:
-            return None
-        return context.cache.shelf(context.weights_hash, self.protocol())
-
-
-def _architecture(model: Any) -> str:  # noqa: ANN401  # a PreTrainedModel
-    """sha256 of what equal weights can differ in: modules, configuration, what torchao does with activations."""
-    settings = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE}
-    packed = [
-        (name, weight.__tensor_flatten__()[1])
-        for name, weight in model.named_parameters()
-        if hasattr(weight, "__tensor_flatten__")
-    ]
-    built = f"{model!r} {json.dumps(settings, sort_keys=True, default=str)} {packed}"
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", built).encode()).hexdigest()
 
 
 def _drawn(how: dict[str, Any]) -> bool:
     return bool(how.get("do_sample")) or how.get("temperature", 0) > 0
 
 
+def _check_beginning(context: EvalContext) -> None:
+    if context.tokenizer.bos_token_id is None and context.tokenizer.eos_token_id is None:
+        raise EvaluationError(
+            f"{context.label} is asked behind a BOS or EOS token, and its tokenizer has neither; "
+            "name one as bos_token in its tokenizer_config.json"
+        )
+
+
 def _with_padding(tokenizer: Any) -> Any:  # noqa: ANN401  # a Hugging Face tokenizer
     """lm-eval gives a tokenizer that has no padding token one; the run's own stays as it is."""
-    return tokenizer if tokenizer.pad_token_id is not None else copy.deepcopy(tokenizer)
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    padded = copy.deepcopy(tokenizer)
+    if tokenizer.eos_token_id is None and tokenizer.unk_token_id is None:
+        # lm-eval would add a token, for which the model has no embedding.
+        padded.pad_token = tokenizer.bos_token
+    return padded
 
 
 @contextlib.contextmanager

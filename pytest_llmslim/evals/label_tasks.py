@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_llmslim.errors import EvaluationError, MissingPackageError
 from pytest_llmslim.evals import local_data
+from pytest_llmslim.evals.lm_stock import silence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -228,7 +229,8 @@ def _from_hub(name: str, task: LabelTask) -> Any:  # noqa: ANN401  # rows by col
         raise MissingPackageError(_NO_DATASETS.format(name)) from None
     path, configuration, split = task.hub
     try:
-        return load_dataset(path, configuration, split=split)
+        with silence():
+            return load_dataset(path, configuration, split=split)
     except Exception as error:  # of many kinds: network, cache, format
         raise EvaluationError(
             f"{name} comes from {path} on the hub, got {type(error).__name__}; go online, or give --llm-data DIR with "

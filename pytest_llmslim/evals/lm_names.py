@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,11 @@ class Found(NamedTuple):
 def is_task(name: str) -> bool:
     """Whether lm-eval has a task or a group of tasks of that name."""
     return name in named()
+
+
+def nearest(name: str) -> list[str]:
+    """Names that are written nearly so, the nearest first."""
+    return get_close_matches(name.lower(), named(), n=3)
 
 
 @cache

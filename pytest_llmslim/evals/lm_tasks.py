@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import groupby, pairwise
 from random import Random
@@ -58,8 +57,9 @@ class LMTask:
 
     def __post_init__(self) -> None:
         _check_name(self.task)
-        if self.shots is not None and (isinstance(self.shots, bool) or self.shots < 0):
-            raise EvaluationError(f"{self.task}: shots is a number of examples from 0, got {self.shots!r}")
+        whole = isinstance(self.shots, int) and not isinstance(self.shots, bool)
+        if self.shots is not None and not (whole and self.shots >= 0):
+            raise EvaluationError(f"{self.task}: shots is a whole number from 0 on, got {self.shots!r}")
 
     def answers(self, model: nn.Module, context: EvalContext) -> Answers:
         """Let `model` answer.
@@ -108,7 +108,7 @@ class LMTask:
 def _check_name(name: str) -> None:
     known = lm_names.named()
     if name not in known:
-        near = get_close_matches(name, known, n=3)
+        near = lm_names.nearest(name)
         raise EvaluationError(
             f"lm-eval {release()} has no task {name!r}; "
             + (f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists them")

@@ -17,6 +17,7 @@ import torch
 
 from pytest_llmslim.errors import EvaluationError, NotApplicableError, SlimError
 from pytest_llmslim.evals import Answer, Answers, EvalContext, Metric, slice_texts
+from pytest_llmslim.evals.cache import shelf_of
 from pytest_llmslim.evals.perplexity import perplexity, token_nll
 from pytest_llmslim.evals.slice_texts.windows import DOCUMENT, LONGEST, cut_text, own_text
 
@@ -155,7 +156,7 @@ def _scores(
     model: nn.Module, windows: Sequence[Window], protocol: dict[str, str], context: EvalContext
 ) -> tuple[list[float], int]:
     """Nats a token of each window, and the tokens that were passed: not those of windows that the cache knows."""
-    shelf = context.cache.shelf(context.weights_hash, protocol) if context.cache else None
+    shelf = shelf_of(model, context, protocol)
     scores, tokens = [], 0
     for i, window in enumerate(windows, 1):
         score = shelf.get(window.ids) if shelf else None
