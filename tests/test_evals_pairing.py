@@ -201,6 +201,17 @@ def test_coverage_of_the_jackknife(total: str) -> None:
     assert np.mean(held) >= 0.91
 
 
+@pytest.mark.parametrize("total", ["matthews", "weighted_f1"])
+def test_without_a_flip_labels_are_as_unsure_as_accuracy(total: str) -> None:
+    """40 equal answers say as little about a small drop as they do of accuracy; nothing is sure to the last digit."""
+    expected = ["spam" if i % 4 == 0 else "ham" for i in range(40)]
+    said = ["ham" if i % 10 == 0 else label for i, label in enumerate(expected)]
+    answers = labelled(said, expected, total)
+    found = paired("f1", answers, answers, "int4 on gpt2").ratio
+    right = sum(one == other for one, other in zip(said, expected, strict=True))
+    assert (found.value, found.low, found.high) == pytest.approx(accuracy_ratio(right, 0, 0, 40)[:3])
+
+
 def test_the_jackknife_leaves_out_each_of_few_answers() -> None:
     """Up to 50 answers it is the delete-one jackknife, written out here."""
     generator = np.random.default_rng(3)

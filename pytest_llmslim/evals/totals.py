@@ -139,7 +139,7 @@ def _counted(answers: Sequence[Answer]) -> Counter[tuple[str, str]]:
 
 def _of_labels(measure: Callable[[Counter[tuple[str, str]]], float]) -> Total:
     def ratio(before: Sequence[Answer], after: Sequence[Answer]) -> Interval:
-        return _jackknife(measure, before, after)
+        return _not_narrower(_jackknife(measure, before, after), before, after)
 
     return Total(lambda answers: measure(_counted(answers)), ratio)
 
@@ -170,6 +170,17 @@ def _jackknife(
     error = math.sqrt((groups - 1) / groups * math.fsum((ratio - mean) ** 2 for ratio in ratios))
     half = t_quantile(CONFIDENCE, groups - 1) * error
     return Interval(value, value - half, value + half, len(before))
+
+
+def _not_narrower(found: Interval, before: Sequence[Answer], after: Sequence[Answer]) -> Interval:
+    """At least as wide as the ratio of accuracies: without a flip the jackknife sees nothing vary, and is sure of all."""
+    if not (all_or_nothing(before, after) and found.value > 0 and any(answer.score for answer in before)):
+        return found
+    value, low, high, _ = _ratio_of_means(before, after)
+    if not value:
+        return found
+    scale = found.value / value
+    return found._replace(low=min(found.low, scale * low), high=max(found.high, scale * high))
 
 
 _TOTALS: Final[dict[str, Total]] = {
