@@ -492,6 +492,16 @@ def test_rows_that_cannot_be_had(name, local, message, model, context, tmp_path,
         LMTask(name).answers(model, replace(context, data=tmp_path if local else None))
 
 
+def test_more_examples_than_rows(model, context, tmp_path):
+    """Of a file with few rows: the reason, and what to do."""
+    local = write(tmp_path, CASES["arc_challenge"].files)
+    with pytest.raises(
+        EvaluationError,
+        match=r"lm-eval cannot build the prompts of arc_challenge \(ValueError: .*\); take fewer shots= than",
+    ):
+        LMTask("arc_challenge", shots=25).answers(model, replace(context, data=local))
+
+
 def test_a_task_that_breaks_is_not_blamed_on_the_hub(model, context, hub):
     """What lm-eval's own code says is passed on."""
     hub({"train": [{"x": 1}], "validation": [{"x": 1}]})

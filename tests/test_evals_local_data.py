@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 
 import pytest
@@ -166,6 +167,16 @@ def test_tasks_without_a_layout(tmp_path):
             r"dev.tsv has no rows; give the",
         ),
         ("hellaswag", {"hellaswag/hellaswag_val_full.txt.bz2": b"none"}, r"\(OSError: Invalid data stream\)"),
+        (
+            "hellaswag",
+            {"hellaswag/hellaswag_val_full.txt.bz2": bz2.compress(b"Act: ctx\n0\na\nb\nc\nd\nAct: ctx\n1\n")},
+            r"\(ValueError: 8 lines, which are not six a question\); give the file",
+        ),
+        (
+            "mmlu_anatomy",
+            {"mmlu/test/anatomy_test.csv": '"' + "x" * 200_000, "mmlu/dev/anatomy_dev.csv": mmlu_csv([])},
+            r"anatomy_test.csv \(Error: field larger than field limit",
+        ),
         ("truthfulqa_mc2", {"truthfulqa/mc_task.json": json.dumps([1])}, r"\(TypeError: 'int' object"),
     ],
 )

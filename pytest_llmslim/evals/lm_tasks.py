@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
@@ -145,7 +146,7 @@ def _paper(
 ) -> Paper:
     tasks = stock(_members(name), shots, data, remote_code=remote_code)
     rule = lm_metrics.rule(name, tasks[0].task)
-    with silence():
+    with silence(), _building(name):
         sizes = [len(each.task.eval_docs) for each in tasks]
         rows = sample(sizes, limit, seed)
         asked = tuple(
@@ -157,6 +158,18 @@ def _paper(
     protocol = _protocol(name, tasks, rule.name, asked)
     protocol["rows"] = f"{len(asked)} of {sum(sizes)}"
     return Paper(asked, rule, protocol, tuple(dict.fromkeys(each.note for each in tasks if each.note)))
+
+
+@contextmanager
+def _building(name: str) -> Iterator[None]:
+    """Prompts are built by the task's own code, which takes examples from too few rows for no case of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise EvaluationError(
+            f"lm-eval cannot build the prompts of {name} ({type(error).__name__}: {error}); "
+            "take fewer shots= than there are rows for examples, or try it with lm_eval itself"
+        ) from error
 
 
 def _members(name: str) -> tuple[str, ...]:
@@ -189,8 +202,8 @@ def sample(sizes: Sequence[int], limit: int | None, seed: int) -> list[list[int]
 
 
 def _questions(task: Any, rows: list[int]) -> list[Asked]:  # noqa: ANN401  # of lm-eval
-    """Let lm-eval build the requests of these rows."""
-    task.build_all_requests(samples=rows)
+    """Let lm-eval build the requests of these rows; it looks through the whole list of them for each row there is."""
+    task.build_all_requests(samples=None if len(rows) == len(task.eval_docs) else rows)
     by_row = groupby(task.instances, key=lambda instance: instance.doc_id)
     found = []
     for place, instances in by_row:

@@ -119,7 +119,7 @@ def _read(local: Local, names: tuple[str, ...]) -> list[Row]:
     paths = [local.folder / name for name in names]
     try:
         rows = local.layout.rows([_text(path) for path in paths])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise EvaluationError(
             f"{' and '.join(str(path) for path in paths)} cannot be read as {names[0]} ({what}); "
@@ -211,9 +211,11 @@ def _hellaswag(texts: list[str]) -> list[Row]:
     lm-eval writes the unfinished sentence, `ctx_b`, with a capital. It is what follows the last full sentence where it
     begins with a small letter; titles, which are whole sentences, have none.
     """
-    lines = [line for text in texts for line in text.split("\n")]
+    lines = [line for text in texts for line in text.rstrip("\n").split("\n")]
+    if len(lines) % 6:
+        raise ValueError(f"{len(lines)} lines, which are not six a question")
     rows = []
-    for i in range(0, len(lines) - 5, 6):
+    for i in range(0, len(lines), 6):
         activity, context = lines[i].split(": ", 1)
         begun = re.search(r"[.!?] ([a-z][^.!?]*)$", context)
         cut = begun.start(1) if begun else len(context)
