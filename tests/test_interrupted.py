@@ -29,6 +29,7 @@ BREAKING = """
             pass
 
     def interrupt():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         os.kill(os.getpid(), signal.SIGINT)
         while True:
             pass
