@@ -3,12 +3,13 @@
 A key has a rolling entry, which `--llm-update` replaces, and an anchor: the first entry that was accepted. Ten
 accepted losses of 1 % are each small beside the rolling entry and large beside the anchor. A rolling entry that
 was never replaced is its own anchor, so only others have a line among the anchors; `--llm-anchor` takes that
-line away. Writing merges and never deletes an entry, holds a lock, and replaces each file in one step.
+line away. An evaluation that is asked later joins the anchor when it is first accepted. Writing merges and never
+deletes an entry, holds a lock, and replaces each file in one step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -212,6 +213,7 @@ def _merge(directory: Path, new: dict[Key, Record], anchor: bool) -> list[Change
     rolling, anchors = load(directory, path), load(directory, anchor_path)
     replaced = {key for key, record in new.items() if rolling.get(key, record) != record}
     with_added = anchors | ({} if anchor else {key: rolling[key] for key in replaced - set(anchors)})
+    with_added = {key: _completed(record, new.get(key)) for key, record in with_added.items()}
     gone = {key for key in set(new) & set(anchors) if anchor or anchors[key] == new[key]}
     left = {key: record for key, record in with_added.items() if key not in gone}
     write(anchor_path, with_added)
@@ -226,14 +228,25 @@ def _merge(directory: Path, new: dict[Key, Record], anchor: bool) -> list[Change
     return changes
 
 
+def _completed(anchor: Record, new: Record | None) -> Record:
+    """The anchor with evaluations that are accepted for the first time: small losses of them add up too."""
+    if new is None or new.reference.weights_hash != anchor.reference.weights_hash:
+        return anchor
+    known = {each.name for each in anchor.evaluations}
+    first = [each for each in new.evaluations if each.name not in known]
+    return replace(anchor, evaluations=(*anchor.evaluations, *first)) if first else anchor
+
+
 def _anchored(new: Record, before: Record | None, after: Record, *, known: bool) -> Iterator[Anchored]:
     """What became of the anchor of `new`, from `before` to `after`; `known`: it had a line of its own."""
     if before is None:
         return
     if before != after:
         figures = ", ".join(change.text for change in _changes(before, after))
-        yield Anchored(new.label, f"anchor replaced, {figures or 'same figures'}")
-    elif not known and after != new:
+        completed = replace(after, evaluations=before.evaluations) == before
+        what = "completed" if completed else "replaced"
+        yield Anchored(new.label, f"anchor {what}, {figures or 'same figures'}")
+    if not known and after != new:
         yield Anchored(new.label, "the entry before this one is kept as its anchor")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_records import KEY, blocks, evaluation, kind_of_text, quality, record
+from sample_records import KEY, blocks, evaluation, kind_of_text, quality, record, side
 
 from pytest_llmslim.baselines import Change, Store, anchor_path_of, load_all, path_of, told, update
 from pytest_llmslim.errors import BaselineError
@@ -115,6 +115,31 @@ def test_without_evaluations_a_line_is_what_it_was(tmp_path: Path) -> None:
     then = Store(tmp_path).get(KEY)
     assert then is not None
     assert (then.evaluations, then.quality) == ((), None)
+
+
+def test_an_evaluation_that_is_asked_later_joins_the_anchor(tmp_path: Path) -> None:
+    """As it was first accepted; later updates leave it, so that small losses are seen in sum."""
+    first, worse = evaluation(500, 0, 0, 1000), evaluation(460, 40, 0, 1000)
+    update(tmp_path, [record()])
+    changes = told(update(tmp_path, [record(evaluations=(first,))]))
+    label = record().label
+    assert f"{label}: anchor completed, arc_challenge acc_norm - -> 0.500" in changes
+    assert f"{label}: the entry before this one is kept as its anchor" in changes
+    assert not [line for line in told(update(tmp_path, [record(evaluations=(worse,))])) if "anchor" in line]
+    anchor = Store(tmp_path).anchor(KEY)
+    assert anchor is not None
+    assert [each.candidate for each in anchor.evaluations] == [0.5]
+    found = decide(record(evaluations=(worse,)), Thresholds(), Store(tmp_path).get(KEY), anchor=anchor)
+    assert ("anchor", "failed") in [(v.against, v.outcome) for v in found if v.axis == "evaluation"]
+
+
+def test_another_references_evaluations_do_not_join_the_anchor(tmp_path: Path) -> None:
+    """They would be compared as if they were of the anchor's reference."""
+    update(tmp_path, [record()])
+    update(tmp_path, [record(reference=side(weights="s"), evaluations=(evaluation(),))])
+    anchor = Store(tmp_path).anchor(KEY)
+    assert anchor is not None
+    assert anchor.evaluations == ()
 
 
 def test_changes_of_evaluations_are_told(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def _jackknife(
 
 
 def _not_narrower(found: Interval, before: Sequence[Answer], after: Sequence[Answer]) -> Interval:
-    """At least as wide as the ratio of accuracies: without a flip the jackknife sees nothing vary, and is sure of all."""
+    """At least as wide as the ratio of accuracies: without a flip the jackknife sees nothing vary."""
     if not (all_or_nothing(before, after) and found.value > 0 and any(answer.score for answer in before)):
         return found
     value, low, high, _ = _ratio_of_means(before, after)
