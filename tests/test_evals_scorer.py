@@ -432,6 +432,20 @@ def test_what_is_done_with_activations_is_part_of_the_conditions():
     assert len({conditions(model, "cpu")["architecture"] for model in models}) == len(TORCHAO)
 
 
+def test_what_is_drawn_at_random_hangs_on_the_seed():
+    """Alike for every model of a run, and nothing else of the run draws otherwise for it."""
+    how = {"until": ["."], "max_gen_toks": 12, "do_sample": True, "temperature": 5.0}
+    requests = asked("generate_until", *[("the of", how)] * 3)
+    model = tiny_model("gpt2")
+    state = torch.random.get_rng_state()
+    first, again, other = (
+        lm_for(model, context_of(seed=seed)).generate_until(requests) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert len(set(first)) == 3
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
 @pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
 def test_a_model_that_breaks_is_named(kind):
     """A candidate is anybody's code: what it raises comes with its name and what to do."""

@@ -71,7 +71,7 @@ class HarnessModel(HFLM):
             self.batch_size_per_gpu = BATCH
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Texts that follow the prompts; what is drawn at random is not kept."""
+        """Texts that follow the prompts; what is drawn at random is drawn alike for every model, and not kept."""
         asked = [request.args for request in requests]
         keys = [["generate", self.tok_encode(prompt), how] for prompt, how in asked]
 
@@ -85,7 +85,9 @@ class HarnessModel(HFLM):
                 texts = self._texts([requests[i] for i in batch])
                 yield dict(zip(batch, texts, strict=True))
 
-        return self._answered(keys, written, [_drawn(how) for _, how in asked])
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._context.seed)
+            return self._answered(keys, written, [_drawn(how) for _, how in asked])
 
     def _texts(self, requests: list[Instance]) -> list[str]:
         try:
@@ -164,7 +166,7 @@ class HarnessModel(HFLM):
 
 
 def _drawn(how: dict[str, Any]) -> bool:
-    return bool(how.get("do_sample")) or how.get("temperature", 0) > 0
+    return bool(how.get("do_sample")) or float(how.get("temperature") or 0) > 0
 
 
 def _check_beginning(context: EvalContext) -> None:
