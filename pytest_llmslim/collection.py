@@ -133,7 +133,8 @@ def _with_parts(wholes: Sequence[Case]) -> list[Case]:
     found = {(case.model, case.recipe): case for case in wholes}
     for case in wholes:
         for recipe in parts(case.recipe, case.registry) if case.recipe else []:
-            found.setdefault((case.model, recipe), case._replace(recipe=recipe, part=True))
+            part = case._replace(recipe=recipe, part=True, evaluations=())
+            found.setdefault((case.model, recipe), part)
     return list(found.values())
 
 

@@ -212,16 +212,17 @@ def regressions(case: Case, stored: Record, against: Against, *, required: bool 
         case: what was measured, and the rules.
         stored: what it is compared with.
         against: whether that is the baseline or the anchor.
-        required: an evaluation that the stored record lacks is failed instead of passed over.
+        required: an evaluation that the baseline lacks is failed instead of new.
     """
     then = {each.name: each for each in _with_metric(stored)}
     found = []
     for each in _with_metric(case.record):
         if each.name in then:
             found.append(_regression(case, stored, each, then.pop(each.name), against))
-        elif required:
+        elif against == "baseline":
             text = f"{each.name} has no baseline; write one with --llm-update and commit it."
-            found.append(case.verdict("evaluation", "failed", text, against, evaluation=each.name))
+            outcome: Outcome = "failed" if required else "new"
+            found.append(case.verdict("evaluation", outcome, text, against, evaluation=each.name))
     if against == "baseline":
         found += [_not_asked(case, name) for name in then]
     return found

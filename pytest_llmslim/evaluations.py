@@ -28,6 +28,8 @@ def parse(text: str, registry: Registry) -> Step:
     Raises:
         SlimError: text that is no evaluation, an unknown name or parameter.
     """
+    if not text.strip():
+        raise EvaluationError("an evaluation has a name, e.g. arc_challenge, got an empty text; name one")
     steps = steps_of(text)
     if len(steps) != 1:
         raise EvaluationError(f"an evaluation stands alone, got {text!r}; give --llm-eval once for each")

@@ -180,6 +180,10 @@ def _refusal(config: pytest.Config) -> str:
         errors.append(
             "--llm-ablate measures parts of recipes, which have no baselines; run --llm-update without it."
         )
+    if chosen.data is not None and not chosen.data.is_dir():
+        errors.append(
+            f"--llm-data is a folder of local tasks, got {chosen.data}, which is none; give its path."
+        )
     for check in (
         chosen.limits,
         lambda: baselines.load_all(chosen.baseline),

@@ -290,7 +290,7 @@ def test_the_protocol_tells_what_was_asked(ask, taught):
     ("parameters", "message"),
     [
         ({}, "task is one of sms_spam, .*, got ''"),
-        ({"task": "spam"}, "task is one of sms_spam, sst2, cola, mrpc, rte, qnli, mnli, got 'spam'"),
+        ({"task": "spam"}, "task is one of sms_spam, sst2, cola, mrpc, qqp, rte, qnli, mnli, got 'spam'"),
         ({"task": "cola", "metric": "f1"}, "metric is one of weighted_f1, accuracy, got 'f1'"),
     ],
 )

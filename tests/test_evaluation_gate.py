@@ -328,9 +328,9 @@ def test_another_reference_is_not_compared() -> None:
 
 
 def test_an_evaluation_that_is_not_stored() -> None:
-    """It has no verdict, unless baselines are required: then it is failed."""
+    """It is new, unless baselines are required: then it is failed. Without a baseline the record itself is new."""
     now = record(evaluations=(evaluation(20, 4),))
-    assert verdicts_on(now, baseline=record()) == []
+    assert [verdict.outcome for verdict in verdicts_on(now, baseline=record())] == ["new"]
     (verdict,) = verdicts_on(now, baseline=record(), require_baseline=True)
     assert verdict.outcome == "failed"
     assert verdict.sentence == (

@@ -181,3 +181,22 @@ def test_quality_without_evaluations_is_perplexity(asked, pytester):
     result = asked("--llm-quality", "told")
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     result.stderr.fnmatch_lines(["*one of perplexity here, got 'told'; add --llm-eval told"])
+
+
+def test_a_folder_of_tasks_that_is_not_there(asked, tmp_path):
+    """Found before any candidate is built."""
+    result = asked(f"--llm-data={tmp_path / 'nowhere'}")
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(
+        ["*--llm-data is a folder of local tasks, got *nowhere, which is none; give its path."]
+    )
+
+
+def test_an_evaluation_without_a_name(asked, pytester):
+    """In a marker; the command line refuses an empty value by itself."""
+    pytester.makepyfile(test_own=TESTS.replace('eval="told"', 'eval=" "'))
+
+    asked().stderr.fnmatch_lines(
+        ["*an evaluation has a name, e.g. arc_challenge, got an empty text; name one"]
+    )

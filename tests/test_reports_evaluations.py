@@ -100,6 +100,17 @@ def test_a_recipe_that_lacks_an_evaluation_has_no_row():
     assert not any("int8" in line for line in lines)
 
 
+def test_unlike_protocols_have_tables_of_their_own():
+    """Tests of one run may limit themselves differently."""
+    fewer = replace(ARC, n=20, protocol={**ARC.protocol, "rows": "20 of 1172"})
+    lines = evaluations.lines([told(ARC), told(fewer, key=replace(record().key, recipe="int8"))])
+
+    assert [line[-33:] for line in lines if "higher is better" in line] == [
+        "n = 40 (shots 25, rows 40 of 1172)"[-33:],
+        "n = 20 (shots 25, rows 20 of 1172)"[-33:],
+    ]
+
+
 def test_what_was_left_out_is_a_note_alone():
     """Without a table that would be empty."""
     left_out = replace(SPEED, figures=(), notes=("left out: the tokenizer knows 3 % of this text",))

@@ -90,6 +90,13 @@ TASKS: Final[Mapping[str, LabelTask]] = {
         ("sentence1", "sentence2"),
         _glue("mrpc"),
     ),
+    "qqp": LabelTask(
+        ("not_duplicate", "duplicate"),
+        ("no", "yes"),
+        "Question 1: {0}\nQuestion 2: {1}\nDo both questions ask the same, yes or no? Answer:",
+        ("question1", "question2"),
+        _glue("qqp"),
+    ),
     "rte": LabelTask(
         ("entailment", "not_entailment"),
         ("yes", "no"),

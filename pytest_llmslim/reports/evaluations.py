@@ -19,8 +19,8 @@ _TEXT = 160  # characters of a question or an answer on one line
 
 def lines(records: Sequence[Record]) -> list[str]:
     """One table an evaluation that any of `records`, all of one model, has; empty without any."""
-    names = dict.fromkeys(evaluation.name for record in records for evaluation in record.evaluations)
-    return [line for name in names for line in _table(name, records)]
+    asked = dict.fromkeys(_asked(evaluation) for record in records for evaluation in record.evaluations)
+    return [line for key in asked for line in _table(key, records)]
 
 
 def worst(evaluation: Evaluation) -> list[str]:
@@ -33,11 +33,16 @@ def worst(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _table(name: str, records: Sequence[Record]) -> list[str]:
-    rows = [(r, e) for r in records for e in r.evaluations if e.name == name]
+def _asked(evaluation: Evaluation) -> tuple[object, ...]:
+    """What evaluations share that stand in one table."""
+    return evaluation.name, tuple(sorted(evaluation.protocol.items())), evaluation.reference
+
+
+def _table(key: tuple[object, ...], records: Sequence[Record]) -> list[str]:
+    rows = [(r, e) for r in records for e in r.evaluations if _asked(e) == key]
     notes = [f"    {note}" for note in _notes(evaluation for _, evaluation in rows)]
     if not any(evaluation.metric or evaluation.figures for _, evaluation in rows):
-        return [f"  {name}", *notes, ""]
+        return [f"  {rows[0][1].name}", *notes, ""]
     first = next((evaluation for _, evaluation in rows if evaluation.metric), rows[0][1])
     table = _by_recipe(rows) if first.metric else _by_figure(rows)
     return [_head(first), *_aligned(table), *notes, ""]
