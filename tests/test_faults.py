@@ -197,9 +197,13 @@ def test_a_real_interrupt_keeps_what_was_finished(pytester, small):
     """SIGINT to the process: exit code 2, complete records in the results, no half of a baseline."""
     pytester.makepyfile(test_own=TWO.format(act="open('here', 'w').close(); time.sleep(60)"))
     command = [sys.executable, "-m", "pytest", *small("-p", "no:benchmark", "--llm-update")]
+    heard = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background hands on that it is deaf
     process = subprocess.Popen(
         command, cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    signal.signal(signal.SIGINT, heard)
     began = time.monotonic()
     while not (pytester.path / "here").exists() and time.monotonic() - began < 120:
         time.sleep(0.05)

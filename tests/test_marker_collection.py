@@ -41,8 +41,11 @@ def test_the_nearest_marker_wins_for_each_keyword(keywords, expected):
 @pytest.mark.parametrize(
     ("mark", "message"),
     [
-        (pytest.mark.llm("int4"), r"takes keywords only, got 'int4'; it knows max_energy_increase, max_opt"),
-        (pytest.mark.llm(max_ppl=1), r"has no keyword 'max_ppl'; it knows max_energy_increase, .*recipes\."),
+        (
+            pytest.mark.llm("int4"),
+            r"takes keywords only, got 'int4'; it knows eval, evals, max_accuracy_drop, .*max_opt",
+        ),
+        (pytest.mark.llm(max_ppl=1), r"has no keyword 'max_ppl'; it knows eval, .*recipes\."),
         (pytest.mark.llm(recipe="a", recipes=["b"]), r"takes recipe or recipes, got both\."),
         (
             pytest.mark.llm(recipes="int4"),

@@ -176,7 +176,7 @@ def same_again(pytester, run, accepted, monkeypatch):
     from pytest_llmslim.records import Record
 
     then = from_builtins(Record, stored)
-    monkeypatch.setattr(Bench, "_record", lambda bench, made, measured, key, subject: then)
+    monkeypatch.setattr(Bench, "_record", lambda bench, made, measured, evaluations, key, subject: then)
 
 
 def test_a_baseline_of_another_machine_is_not_comparable(pytester, run, same_again):
