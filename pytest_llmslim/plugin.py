@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from pytest_llmslim.records import Record
 
 MARKER = (
-    "llm(*, model, models, recipe, recipes, eval, evals, max_perplexity_increase, max_accuracy_drop, max_time_increase, "
-    "max_energy_increase, max_opt): what a test of a compressed language model measures and what it will not ship; the "
-    'nearest marker wins, over the command line. Example: llm(model="gpt2", recipe="int4", max_perplexity_increase="3%").'
+    "llm(*, model, models, recipe, recipes, eval, evals, max_perplexity_increase, max_accuracy_drop, "
+    "max_time_increase, max_energy_increase, max_opt): what a test of a compressed language model measures and what it "
+    "will not ship; the nearest marker wins, over the command line. "
+    'Example: llm(model="gpt2", recipe="int4", max_perplexity_increase="3%").'
 )
 
 
