@@ -66,6 +66,27 @@ def test_a_model_without_a_cache_reads_again():
     assert finite
 
 
+class Plain(Forgetful):
+    """A module of somebody's own, that takes tokens and nothing else."""
+
+    def forward(self, input_ids):
+        return super().forward(input_ids)
+
+
+def test_a_forward_pass_may_take_tokens_alone():
+    """What it does not know is not passed on."""
+    written, _ = greedy(Plain(), torch.tensor([[3, 4]]), 3)
+
+    assert [[2, 3, 4]] == written.tolist()
+
+
+def test_tokens_beyond_the_vocabulary_cannot_be_barred():
+    """A tokenizer may know more tokens than the model has logits."""
+    written, _ = greedy(Forgetful(), torch.tensor([[3, 4]]), 2, [2, 50])
+
+    assert [[0, 3]] == written.tolist()
+
+
 def test_what_may_not_be_written_is_not():
     """The next likeliest token is taken, and counted among what was read."""
     written, _ = greedy(Forgetful(), torch.zeros(1, 3, dtype=torch.long), 4, [4, 6])

@@ -7,7 +7,9 @@ here are the same for every model, and give what `generate` gives without such s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+OPTIONS: Final = frozenset({"past_key_values", "use_cache", "logits_to_keep"})
+
 
 class Reader:
     """A model that reads growing texts and keeps what it has read in a cache.
 
-    A model that gives no cache back reads the whole text each time.
+    A model that takes no cache, or gives none back, reads the whole text each time.
 
     Args:
         model: a causal language model in eval mode.
@@ -28,6 +32,7 @@ class Reader:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._takes = _takes(type(model).forward)
         self._cache: object = None
         self._read = 0
 
@@ -42,12 +47,20 @@ class Reader:
             Logits [batch, keep, vocabulary].
         """
         fresh = tokens[:, self._read :]
-        output = self._model(
-            input_ids=fresh, past_key_values=self._cache, use_cache=True, logits_to_keep=keep
-        )
-        self._cache = getattr(output, "past_key_values", None)
+        wanted = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": keep}
+        known = {name: value for name, value in wanted.items() if name in self._takes}
+        output = self._model(input_ids=fresh, **known)
+        self._cache = getattr(output, "past_key_values", None) if "past_key_values" in known else None
         self._read = 0 if self._cache is None else tokens.shape[1]
         return output.logits[:, -keep:]
+
+
+@lru_cache  # reading is timed
+def _takes(forward: Callable[..., object]) -> frozenset[str]:
+    """Which of a reader's arguments a forward pass takes."""
+    parameters = inspect.signature(forward).parameters
+    everything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return frozenset(OPTIONS if everything else OPTIONS & parameters.keys())
 
 
 def greedy(
@@ -69,12 +82,13 @@ def greedy(
     Returns:
         What was written, int64 [batch, length], and whether the logits of all of it were finite.
     """
-    reader, tokens, heights = Reader(model), prompts, []
+    reader, tokens, heights, barred = Reader(model), prompts, [], None
     with torch.no_grad():
         for step in range(length):
             logits = reader.next(tokens)[:, 0]
-            if never:
-                logits = logits.index_fill(1, torch.tensor(never, device=logits.device), -torch.inf)
+            if barred is None:  # a tokenizer may have more tokens than the model
+                barred = torch.tensor([token for token in never if token < logits.shape[1]], dtype=torch.long)
+            logits = logits.index_fill(1, barred.to(logits.device), -torch.inf)
             height, token = logits.max(dim=1, keepdim=True)  # of NaN and a number NaN is the larger
             heights.append(height)
             tokens = torch.cat([tokens, token], dim=1)
