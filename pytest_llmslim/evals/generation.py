@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from pytest_llmslim.errors import EvaluationError, NotApplicableError, SlimError
+from pytest_llmslim.errors import EvaluationError, NotApplicableError
 from pytest_llmslim.evals import Answer, Answers, Metric
+from pytest_llmslim.evals.blame import blaming
 from pytest_llmslim.evals.cache import shelf_of
 from pytest_llmslim.evals.text import CALIBRATION_WINDOWS
 from pytest_llmslim.models.decoding import Reader, greedy, positions
@@ -221,17 +222,9 @@ def _greedy(
 
 @contextmanager
 def _blaming(context: EvalContext) -> Iterator[None]:
-    """Says whose code failed: a candidate is anybody's. Silent when a text holds a padding token: none is padded."""
-    try:
-        with quiet():
-            yield
-    except SlimError:
-        raise
-    except Exception as error:
-        raise EvaluationError(
-            f"{context.label} failed on text of its own ({type(error).__name__}: {error}); "
-            "run the model's generate() by itself to see where"
-        ) from error
+    """Silent when a text holds a padding token: none is padded."""
+    with blaming(context.label, "on text of its own"), quiet():
+        yield
 
 
 def _ends(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401  # transformers is read as Any

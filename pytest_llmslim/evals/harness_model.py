@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from pytest_llmslim.errors import EvaluationError, SlimError
+from pytest_llmslim.errors import EvaluationError
+from pytest_llmslim.evals.blame import blaming
 from pytest_llmslim.evals.cache import shelf_of
 from pytest_llmslim.evals.scorer import Score, Scorer
 
@@ -152,14 +153,8 @@ class HarnessModel(HFLM):
         handle = self.model.register_forward_pre_hook(count, with_kwargs=True)
         start = time.perf_counter()
         try:
-            yield
-        except SlimError:
-            raise
-        except Exception as error:
-            raise EvaluationError(
-                f"{self._context.label} failed while it was asked ({type(error).__name__}: {error}); "
-                "run the model by itself to see where"
-            ) from error
+            with blaming(self._context.label, "while it was asked"):
+                yield
         finally:
             self.seconds += time.perf_counter() - start
             handle.remove()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from pytest_llmslim.errors import EvaluationError, MissingPackageError
+from pytest_llmslim.evals.blame import blaming
 from pytest_llmslim.evals.scorer import lm_for
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def by_logits(model: nn.Module, context: EvalContext, texts: Sequence[tuple[str,
     started, done = time.perf_counter(), 0
     for batch in _batches([len(row) for row in rows]):
         asked = _padded([rows[i] for i in batch], padding, context.device)
-        with torch.no_grad():
+        with blaming(context.label, f"on a batch of {len(batch)} texts"), torch.no_grad():
             scores[batch] = model(**asked, use_cache=False).logits.double().cpu()
         done += len(batch)
         context.tell(f"{done} of {len(rows)} texts" if done < len(rows) else "")

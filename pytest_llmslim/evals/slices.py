@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from pytest_llmslim.errors import EvaluationError, NotApplicableError, SlimError
+from pytest_llmslim.errors import EvaluationError, NotApplicableError
 from pytest_llmslim.evals import Answer, Answers, EvalContext, Metric, slice_texts
+from pytest_llmslim.evals.blame import blaming
 from pytest_llmslim.evals.cache import shelf_of
 from pytest_llmslim.evals.perplexity import perplexity, token_nll
 from pytest_llmslim.evals.slice_texts.windows import DOCUMENT, LONGEST, cut_text, own_text
@@ -177,16 +178,8 @@ def _score(model: nn.Module, window: Window, context: EvalContext) -> float:
     if window.first > 1 and "logits_to_keep" in inspect.signature(model.forward).parameters:
         # With 2048 tokens and a vocabulary of 256k all logits are 2 GB, of which half are not looked at.
         options["logits_to_keep"] = window.scored + 1
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False, **options).logits
-    except SlimError:
-        raise
-    except Exception as error:  # a candidate is anybody's code
-        raise EvaluationError(
-            f"{context.label} failed in a forward pass of {len(window.ids)} tokens "
-            f"({type(error).__name__}: {error}); run the model by itself to see where"
-        ) from error
+    with blaming(context.label, f"in a forward pass of {len(window.ids)} tokens"), torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False, **options).logits
     kept = logits.shape[1]
     return float(token_nll(logits, ids[:, -kept:], window.first - len(window.ids) + kept).mean())
 

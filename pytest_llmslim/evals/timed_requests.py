@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from pytest_llmslim.errors import EvaluationError, SlimError
+from pytest_llmslim.evals.blame import blaming
 from pytest_llmslim.measure import CACHE_BYTES, REPLACED, WARM_TOKENS, free_bytes
 from pytest_llmslim.meters.clock import Stopwatch, Ticks
 from pytest_llmslim.meters.disturbance import BACKWARDS, Watch
@@ -181,15 +181,8 @@ class Requests:
 
     def _run(self, side: int, cell: Cell, prompt: int | None = None, *, tokens: int | None = None) -> Run:
         text = self.prompts[cell][:, :prompt]
-        try:
+        with blaming(names_of(self.context.label)[side], f"at batch {cell.batch}, prompt {cell.prompt}"):
             return self._request(self.models[side], text, (tokens or self.tokens) - 1)
-        except SlimError:
-            raise
-        except Exception as error:  # a candidate is anybody's code
-            raise EvaluationError(
-                f"{names_of(self.context.label)[side]} failed at batch {cell.batch}, prompt {cell.prompt} "
-                f"({type(error).__name__}: {error}); run the model's generate() by itself to see where"
-            ) from error
 
     def _request(self, model: nn.Module, tokens: torch.Tensor, steps: int) -> Run:
         reader = Reader(model)
