@@ -10,10 +10,10 @@ from pytest_llmslim.evals.blame import blaming
 
 def test_a_failure_is_named():
     """The model, where it was, what was raised and what to do."""
-    expected = r"int4 on gpt2 failed in a forward pass of 9 tokens \(ValueError: odd\); run the model by itself to see where$"
+    expected = r"int4 on gpt2 failed in a pass of 9 tokens \(ValueError: odd\); run the model by itself to see where$"
     with (
         pytest.raises(EvaluationError, match=expected),
-        blaming("int4 on gpt2", "in a forward pass of 9 tokens"),
+        blaming("int4 on gpt2", "in a pass of 9 tokens"),
     ):
         raise ValueError("odd")
 

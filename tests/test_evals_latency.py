@@ -418,9 +418,7 @@ def test_who_failed_is_said(workers):
         raise ValueError("no kernel")
 
     reference, candidate, _ = workers(broken)
-    message = (
-        r"^int4 on tiny failed at batch 1, prompt 8 \(ValueError: no kernel\); run the model by itself"
-    )
+    message = r"^int4 on tiny failed at batch 1, prompt 8 \(ValueError: no kernel\); run the model by itself"
     with pytest.raises(EvaluationError, match=message):
         Latency(1, 8, 2).compare(reference, candidate, context_of(), NO_METER)
     with pytest.raises(EvaluationError, match=r"^The reference of int4 on tiny failed at batch 1, prompt 8"):
