@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pytest_llmslim import units
 from pytest_llmslim.comparability import evaluation_difference
 from pytest_llmslim.judging import interval_of, over
-from pytest_llmslim.proportions import accuracy_ratio
+from pytest_llmslim.proportions import accuracy_ratio, changes
 from pytest_llmslim.regression import ACCEPT, ANEW, BETTER, limits_of
 from pytest_llmslim.score import PERPLEXITY, guesses
 from pytest_llmslim.sequential import ALPHA
@@ -190,16 +190,11 @@ def _flipped(before: str, after: str) -> str:
     """How many answers changed, where they are right or wrong."""
     if not before:
         return ""
-    lost, won = _flips(before, after)
+    lost, won = changes(before, after)
     return (
         f"; {lost} right {'answer' if lost == 1 else 'answers'} went wrong, "
         f"{won} wrong {'one' if won == 1 else 'ones'} right"
     )
-
-
-def _flips(before: str, after: str) -> tuple[int, int]:
-    pairs = list(zip(before, after, strict=True))
-    return pairs.count(("1", "0")), pairs.count(("0", "1"))
 
 
 # Stored runs ------------------------------------------------------------------------------------------------
@@ -255,7 +250,7 @@ def _regression(case: Case, stored: Record, now: Evaluation, then: Evaluation, a
         better = against == "baseline" and _worse(then, now, limit)
         return verdict("passed", f"{text}. {BETTER}" if better else f"{text}.")
     if rights[0]:
-        p = mcnemar(*_flips(*rights)).worse
+        p = mcnemar(*changes(*rights)).worse
         if p > _alpha(case):
             text += f": undecided. Chance alone does that in {units.percent(p, signed=False)} of cases; "
             return verdict("inconclusive", f"{text}ask more questions (--llm-limit), or use {ANEW[against]}.")

@@ -71,11 +71,7 @@ class Scores:
         Raises:
             MeasurementError: logits of another shape than the reference's, or NaN.
         """
-        if reference.shape != candidate.shape:
-            raise MeasurementError(
-                f"{self._label} returns logits of shape {tuple(candidate.shape)}, "
-                f"the reference {tuple(reference.shape)}; a candidate keeps the reference's vocabulary."
-            )
+        _check_shapes(self._label, reference, candidate, "vocabulary")
         first = self._first[index]
         losses = [token_nll(logits, window, first) for logits in (reference, candidate)]
         count = len(losses[0])
@@ -150,17 +146,21 @@ class NoScores(Scores):
         Raises:
             MeasurementError: logits of another shape than the reference's, or NaN.
         """
-        if reference.shape != candidate.shape:
-            raise MeasurementError(
-                f"{self._label} returns logits of shape {tuple(candidate.shape)}, "
-                f"the reference {tuple(reference.shape)}; a candidate keeps the reference's labels."
-            )
+        _check_shapes(self._label, reference, candidate, "labels")
         for logits, name in zip((reference, candidate), names_of(self._label), strict=True):
             if not logits.isfinite().all():
                 raise MeasurementError(
                     f"{name} gives no finite logits on window {index}; check the weights, or another --llm-dtype."
                 )
         self._seen.add(index)
+
+
+def _check_shapes(label: str, reference: torch.Tensor, candidate: torch.Tensor, kept: str) -> None:
+    if reference.shape != candidate.shape:
+        raise MeasurementError(
+            f"{label} returns logits of shape {tuple(candidate.shape)}, "
+            f"the reference {tuple(reference.shape)}; a candidate keeps the reference's {kept}."
+        )
 
 
 def scores_for(reference: torch.nn.Module) -> type[Scores]:

@@ -33,6 +33,12 @@ _STEPS: Final = 60  # halvings; the bracket then is narrower than a float can te
 _FAR: Final = 60.0  # e ** 60 is as good as any bound
 
 
+def changes(before: str, after: str) -> tuple[int, int]:
+    """How many answers went from right to wrong, and back; one character a question, `1` or `0`."""
+    pairs = list(zip(before, after, strict=True))
+    return pairs.count(("1", "0")), pairs.count(("0", "1"))
+
+
 def accuracy_ratio(
     both: int, lost: int, won: int, questions: int, *, miss_low: float = _MISS, miss_high: float = _MISS
 ) -> Interval:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_llmslim.errors import EvaluationError
 from pytest_llmslim.evals import totals
+from pytest_llmslim.proportions import changes
 from pytest_llmslim.readings import Estimate, Reading, no_estimate, unmeasured
 from pytest_llmslim.records import Evaluation, Figure, Flips, Question
 from pytest_llmslim.statistics import mcnemar
@@ -79,8 +80,7 @@ def figures_only(name: str, figures: tuple[Figure, ...]) -> Evaluation:
 
 def flips(reference_right: str, candidate_right: str) -> Flips:
     """Changes between right and wrong, from one character a question; exact two-sided McNemar test."""
-    pairs = list(zip(reference_right, candidate_right, strict=True))
-    lost, won = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    lost, won = changes(reference_right, candidate_right)
     return Flips(lost, won, mcnemar(lost, won).differs)
 
 
