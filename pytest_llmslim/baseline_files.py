@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _FORMAT: Final = "pytest-llmslim baseline"
 _HEAD: Final = f'{{"format": "{_FORMAT}", "schema": {SCHEMA}, "records": [\n'
 _DIGITS: Final = 6
-_ADDED: Final = ("evaluations", "quality")
+_ADDED: Final = ("evaluations", "quality", "accepted")
 _ANEW: Final = "restore it from version control, or delete it and write it anew with --llm-update"
 _ANCHOR: Final = ".anchor"
 _LIKE_AN_ANCHOR: Final = re.compile(r"\.anchor_*", re.IGNORECASE)
@@ -83,11 +83,12 @@ def _text(records: Mapping[Key, Record]) -> str:
 
 
 def _line(record: Record) -> str:
-    samples = replace(record.samples, nll_difference=(), window_tokens=(), kl=())
+    samples = replace(record.samples, nll_difference=(), window_tokens=(), kl=(), kl_by_position=())
     evaluations = tuple(_bare(each) for each in record.evaluations if each.metric)
     stored = to_builtins(replace(record, samples=samples, verdicts=(), evaluations=evaluations))
     # Without evaluations a line is what it was before there were any.
     stored = {name: value for name, value in stored.items() if value or name not in _ADDED}
+    del stored["samples"]["kl_by_position"]
     return json.dumps(_rounded(stored), sort_keys=True, ensure_ascii=False)
 
 

@@ -346,4 +346,5 @@ def _samples(measured: Measured, costs: Costs) -> Samples:
         measured.nll_difference,
         measured.window_tokens,
         measured.kl,
+        measured.kl_by_position,
     )

@@ -62,5 +62,13 @@ class BaselineError(SlimError):
     """A stored baseline cannot be read or written."""
 
 
+class RunError(SlimError):
+    """A stored run cannot be read, written or resumed."""
+
+
+class MissingExtraError(SlimError):
+    """A report or a command needs a package of an extra that is not installed."""
+
+
 class TimeLimitError(SlimError):
     """A test took longer than it may."""

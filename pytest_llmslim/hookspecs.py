@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llmslim.registry import Spec
+    from pytest_llmslim.run_records import Run
 
 
 @pytest.hookspec
@@ -37,4 +38,17 @@ def pytest_llmslim_evals(config: pytest.Config) -> Sequence[Spec]:  # type: igno
             return [Spec("haiku", haiku, "syllables of three lines", ("poems",), origin="my_package")]
 
     A name that is taken already is an error that names both origins.
+    """
+
+
+@pytest.hookspec
+def pytest_llmslim_report(config: pytest.Config, run: Run) -> None:
+    """Write a report of your own: called once at the end of a run that measured something, in the controller.
+
+        @pytest.hookimpl(optionalhook=True)
+        def pytest_llmslim_report(config, run):
+            worst = max(run.records, key=lambda record: record.perplexity.value or 0)
+            Path("worst.txt").write_text(f"{worst.label} {worst.outcome}")
+
+    `run` is a `pytest_llmslim.run_records.Run`.
     """

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmslim.records import Record
+    from pytest_llmslim.run_records import Origin, Run
 
 INTERRUPTED = (
     "--llm-update wrote no baseline, since the run was interrupted: let it end, or name the tests that are to be "
@@ -36,6 +37,9 @@ class Ledger:
         self.remarks: list[str] = []
         self.interrupted = False
         self.updated = False
+        self.written: list[str] = []
+        self._origin: Origin | None = None
+        self._baselines: tuple[Record, ...] = ()
         self._collected: dict[str, list[list[str]]] = {}
         self._passed: set[tuple[str, ...]] = set()
         self._reasons: dict[tuple[str, ...], str] = {}
@@ -82,11 +86,15 @@ class Ledger:
 
     def _take(self, data: dict[str, Any]) -> None:
         import json
+        from dataclasses import replace
 
+        from pytest_llmslim import runs
         from pytest_llmslim.encoding import from_builtins
         from pytest_llmslim.records import Record
 
         self.records.append(from_builtins(Record, data))
+        if len(self.records) == 1:
+            self._write("run.json", runs.rest_of(replace(self.run(), interrupted=True)))
         self._write("results.jsonl", json.dumps(data, sort_keys=True) + "\n", append=len(self.records) > 1)
 
     # The end of the run ------------------------------------------------------------------------------------
@@ -106,7 +114,9 @@ class Ledger:
         if not (self.interrupted or session.shouldfail or session.shouldstop or _only_collects(self.config)):
             self.missing = self._absent(chosen.baseline)
             failed = chosen.strict and bool(self.missing)
+        self._baselines = self._compared_with(chosen.baseline)
         self._write_summary()
+        self._write_run()
         if self.records and chosen.update:
             self.updated = self._update(chosen.baseline, anchor=chosen.anchor)
             failed |= not self.updated
@@ -156,6 +166,49 @@ class Ledger:
             found["ablation"] = self._ablation()
         self._write("summary.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
 
+    def run(self) -> Run:
+        """All that is known of this run so far."""
+        from pytest_llmslim.origin import origin
+        from pytest_llmslim.run_records import Missed, Run
+
+        if self._origin is None:
+            folder, words = self.config.invocation_params.dir, self.config.invocation_params.args
+            self._origin = origin(folder, ["pytest", *map(str, words)], settings_of(self.config).changed)
+        return Run(
+            origin=self._origin,
+            records=tuple(self.records),
+            baselines=self._baselines,
+            unmeasured=tuple(Missed(*pair) for pair in self.unmeasured),
+            missing=self.missing,
+            interrupted=self.interrupted,
+        )
+
+    def _compared_with(self, folder: Path) -> tuple[Record, ...]:
+        """The stored entries of what was measured."""
+        from pytest_llmslim.baselines import Store
+        from pytest_llmslim.errors import BaselineError
+
+        try:
+            store = Store(folder)
+            return tuple(stored for record in self.records if (stored := store.get(record.key)) is not None)
+        except BaselineError as error:
+            self._trouble(str(error))
+            return ()
+
+    def _write_run(self) -> None:
+        """`run.json`, the history, and the reports that were asked for."""
+        from pytest_llmslim import outputs
+
+        if not self._has_something():
+            return
+        run = outputs.finished(self.run(), settings_of(self.config).results)
+        for name, text in outputs.kept(run).items():
+            self._write(name, text)
+        self.written, troubles = outputs.write(run, settings_of(self.config))
+        for sentence in troubles:
+            self._trouble(sentence)
+        self.config.hook.pytest_llmslim_report(config=self.config, run=run)
+
     def _update(self, folder: Path, *, anchor: bool) -> bool:
         """Write the baselines; whether that was done."""
         from pytest_llmslim.baselines import Store, told
@@ -193,6 +246,8 @@ class Ledger:
         """Print the ranked table."""
         if not (self._has_something() or self.troubles):
             return
+        from pathlib import Path
+
         from pytest_llmslim.reports.terminal import Shown, lines
 
         settings = settings_of(config)
@@ -209,6 +264,7 @@ class Ledger:
             missing=(*self.missing, *self.remarks),
             attributions=self._attributions() if settings.ablate else (),
             saved=self._near(settings.save) if settings.save else "",
+            written=tuple(self._near(Path(path)) for path in self.written),
         )
         terminalreporter.section("compressed language models")
         for line, markup in lines(shown):

@@ -356,6 +356,7 @@ class Duet:
             median_kl=median_kl,
             kl_999=kl_999,
             rms_dp=self.scores.rms_dp,
+            kl_by_position=self.scores.kl_by_position,
             top1=self.scores.top1,
             pairs=self.pairs,
             busy=self.forward_ns / whole_ns,

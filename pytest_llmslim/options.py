@@ -219,7 +219,25 @@ OPTIONS: tuple[Option, ...] = (
         "DIR",
         "Save every candidate that a recipe builds as a model folder there; it reloads to equal logits.",
     ),
-    Option("results", "path", "llm-results", "DIR", "Where results.jsonl and summary.json go."),
+    Option("results", "path", "llm-results", "DIR", "Where results.jsonl, run.json and summary.json go."),
+    Option(
+        "resume",
+        "flag",
+        False,
+        "",
+        "Go on with the run in --llm-results that was stopped: what it measured is taken from there.",
+    ),
+    Option("report", "path", None, "FILE", "Write an HTML report, one file that needs no network."),
+    Option(
+        "markdown",
+        "path",
+        None,
+        "FILE",
+        "Write what changed against the baselines as Markdown, e.g. for a pull request; on GitHub it is also in the "
+        "summary of the job.",
+    ),
+    Option("csv", "path", None, "FILE", "Write a table of all figures, a row a candidate, as CSV."),
+    Option("json", "path", None, "FILE", "Write the whole run as one JSON document with a published schema."),
     Option(
         "timeout", "number", None, "SECONDS", "Fail a test that takes longer, e.g. when a candidate hangs."
     ),

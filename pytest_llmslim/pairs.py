@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NO_PERPLEXITY = "a classifier has no perplexity; its quality is that of its labels, e.g. --llm-eval sms_spam"
 
+PARTS = 16
+"""Into so many parts a window is split to show KL by position."""
+
 
 @dataclass
 class Tally:
@@ -121,6 +124,17 @@ class Scores:
         return median, high
 
     @property
+    def kl_by_position(self) -> tuple[float, ...]:
+        """Mean KL in nats of the tokens in each of `PARTS` equal parts of a window (fewer in a short one).
+
+        A window that is shorter than the longest (the last one) is left out: its positions are others.
+        """
+        longest = max(self.tokens)
+        kl = np.stack([one.kl for one in self._compared.values() if len(one.kl) == longest])
+        parts = np.array_split(kl.mean(axis=0), min(PARTS, longest))
+        return tuple(float(part.mean()) for part in parts)
+
+    @property
     def rms_dp(self) -> float | None:
         """Root of the mean squared change of the true token's probability, over all scored tokens."""
         return rms(np.concatenate([one.change for one in self._compared.values()]))
@@ -132,6 +146,7 @@ class NoScores(Scores):
     log_ratio = math.nan
     top1 = rms_dp = None
     kl_quantiles = (None, None)
+    kl_by_position = ()
 
     def __init__(self, first: Sequence[int], label: str, tallies: tuple[Tally, Tally]) -> None:
         super().__init__(first, label, tallies)
@@ -198,6 +213,7 @@ class Measured:
     median_kl: float | None = None
     kl_999: float | None = None
     rms_dp: float | None = None
+    kl_by_position: tuple[float, ...] = ()
 
     @property
     def mean_kl(self) -> float:

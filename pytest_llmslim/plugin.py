@@ -170,7 +170,7 @@ def _arrange(config: pytest.Config, items: list[pytest.Item], ours: list[pytest.
 
 def _refusal(config: pytest.Config) -> str:
     """All that is wrong, a line each, found before anything runs; empty when nothing is."""
-    from pytest_llmslim import baselines
+    from pytest_llmslim import baselines, outputs
 
     found: list[str] = config.stash[ERRORS]
     errors = list(dict.fromkeys(found))
@@ -186,6 +186,7 @@ def _refusal(config: pytest.Config) -> str:
             f"--llm-data is a folder of local tasks, got {chosen.data}, which is none; give its path."
         )
     for check in (
+        lambda: outputs.check(chosen),
         chosen.limits,
         lambda: baselines.load_all(chosen.baseline),
         lambda: _look_up(chosen.country),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "WORST_FIRST",
+    "Accepted",
     "Against",
     "Axis",
     "Build",
@@ -170,7 +171,8 @@ class Samples:
     """What the estimates rest on: log(candidate / reference), one value a block (time) or window (quality).
 
     `nll_difference` and `kl` are in nats a token, one mean a window; `window_tokens` the tokens scored in each.
-    Windows are in the order of the text, since neighbours may depend on each other.
+    Windows are in the order of the text, since neighbours may depend on each other. `kl_by_position` is the mean KL
+    of the tokens in each of up to 16 equal parts of a window, from its start to its end.
     """
 
     time: tuple[float, ...] = ()
@@ -179,6 +181,7 @@ class Samples:
     nll_difference: tuple[float, ...] = ()
     window_tokens: tuple[int, ...] = ()
     kl: tuple[float, ...] = ()
+    kl_by_position: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,11 +257,21 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """Why a record became a baseline: the reason given, the commit it was measured at, its run, and when (UTC)."""
+
+    reason: str
+    commit: str
+    run: str
+    when: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Everything one measurement of one candidate against its reference gave.
 
     `quality`: how much worse the candidate is, over all measures that `opt` rests on (see `score.combined`); `None`:
-    perplexity is the only one.
+    perplexity is the only one. `accepted`: of a baseline that `llmslim accept` wrote.
     """
 
     key: Key
@@ -286,6 +299,7 @@ class Record:
     verdicts: tuple[Verdict, ...] = field(default=())
     evaluations: tuple[Evaluation, ...] = ()
     quality: Estimate | None = None
+    accepted: Accepted | None = None
 
     @property
     def worsening(self) -> Estimate:

@@ -202,6 +202,11 @@ class Settings:
         self.ablate: bool = plain["ablate"]
         self.save: Path | None = self._path("save", root, invocation) if plain["save"] else None
         self.results: Path = self._path("results", root, invocation)
+        self.resume: bool = plain["resume"]
+        self.report, self.markdown, self.csv, self.json = (
+            self._path(name, root, invocation) if plain[name] else None
+            for name in ("report", "markdown", "csv", "json")
+        )
         self.timeout: float | None = plain["timeout"]
         self.calibrate: bool = plain["calibrate"]
         self.conformance: tuple[str, ...] = tuple(plain["conformance"])
@@ -216,6 +221,15 @@ class Settings:
         """A path given on the command line starts where the user stands; others start beside the ini file."""
         sourced = self.sources[name]
         return (invocation if sourced.source == "command line" else root) / sourced.value
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """Every setting that is not the default, as text."""
+        return {
+            name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            for name, (value, source) in self.sources.items()
+            if source != "default"
+        }
 
     @property
     def profile(self) -> Profile:

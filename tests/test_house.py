@@ -15,20 +15,22 @@ PACKAGE = ROOT / "pytest_llmslim"
 
 LAYERS = {
     "errors": 0, "units": 0, "records": 0, "readings": 0, "evaluation_records": 0,
-    "eval_catalogue": 0, "encoding": 0, "score": 0, "registry": 0, "catalogue": 0,
+    "run_records": 0, "eval_catalogue": 0, "encoding": 0, "score": 0, "registry": 0, "catalogue": 0,
     "statistics": 1, "planning": 1, "sequential": 1, "comparability": 1, "conditions": 1, "judging": 1,
     "regression": 1, "gate": 1, "proportions": 1, "evaluation_gate": 1,
     "baselines": 1, "baseline_files": 1, "absent": 1,
     "rounding": 1, "integrity": 1, "models": 1, "methods": 1, "evals": 1, "embedded": 1, "meters": 1, "paper": 1,
+    "origin": 1, "runs": 1, "comparison": 1, "history": 1, "lease": 1, "json_schema": 1,
     "fingerprint": 1, "pairs": 1, "measure": 1, "reports": 1, "breakeven": 1, "noise": 1,
     "recipe": 2, "strategies": 2, "ablation": 2, "options": 2, "settings": 2, "evaluations": 2, "marker": 2,
     "hookspecs": 3, "state": 3, "collection": 3, "session": 3, "bench": 3, "benchmark_figures": 3, "ledger": 3,
     "fixtures": 3, "calibrate": 3, "published": 3, "deadline": 3, "conformance": 3, "candidates": 3, "examining": 3,
-    "plugin": 4,
+    "outputs": 3, "workers": 3, "resuming": 3, "pace": 3,
+    "plugin": 4, "commands": 4,
 }  # fmt: skip
 """Room to layer."""
 
-PYTEST_ROOMS = {"hookspecs", "state", "fixtures", "plugin", "ledger", "benchmark_figures", "conformance"}
+PYTEST_ROOMS = {"hookspecs", "state", "fixtures", "plugin", "ledger", "benchmark_figures", "conformance", "workers"}
 
 
 def room_of(path):

@@ -55,6 +55,11 @@ GOOD = {
     "update": "true",
     "require-baseline": "true",
     "results": "out",
+    "resume": "true",
+    "report": "report.html",
+    "markdown": "report.md",
+    "csv": "figures.csv",
+    "json": "run.json",
     "trust-remote-code": "true",
 }
 

@@ -38,7 +38,8 @@ class Shown(NamedTuple):
     """What the summary is made of.
 
     `changes` are lines about the baselines that were written, `missing` sentences on baselines that no test of this
-    run met, `attributions` the tables of `--llm-ablate`, and `saved` is the folder of `--llm-save`. On a terminal of
+    run met, `attributions` the tables of `--llm-ablate`, `saved` is the folder of `--llm-save`, and `written` are the
+    reports. On a terminal of
     fewer `columns` than the table needs, time and energy stand without their intervals.
     """
 
@@ -54,6 +55,7 @@ class Shown(NamedTuple):
     missing: tuple[str, ...] = ()
     attributions: tuple[str, ...] = ()
     saved: str = ""
+    written: tuple[str, ...] = ()
 
 
 def lines(shown: Shown) -> list[Line]:
@@ -302,4 +304,5 @@ def _compared(shown: Shown) -> list[Line]:
                 (),
             )
         )
-    return [*out, (f"results: {shown.results}/results.jsonl, summary.json", ())]
+    out.append((f"results: {shown.results}/results.jsonl, run.json, summary.json", ()))
+    return [*out, *((f"report: {path}", ()) for path in shown.written)]
