@@ -42,7 +42,7 @@ def details(record: Record) -> list[str]:
             f"time {units.reading(side.time_s)} a window ({side.time_s.source}), wall {wall}, "
             f"energy {_reading(side.energy_j)}"
         )
-    out += [*_sampling(record), *_metering(record)]
+    out += [*sampling(record), *metering(record)]
     out.append(f"peak memory {_reading(side.peak_memory)}")
     out += [_divergence(record.divergence)] if record.divergence else []
     if side.word_perplexity and side.byte_perplexity:
@@ -122,37 +122,37 @@ def _divergence(found: Divergence) -> str:
 # Sampling and metering --------------------------------------------------------------------------------------
 
 
-def _sampling(record: Record) -> list[str]:
+def sampling(record: Record) -> list[str]:
     """How the times were had; nothing where nothing was timed."""
-    sampling, blocks = record.sampling, len(record.samples.time)
-    if not (blocks and sampling.per_block):
+    how, blocks = record.sampling, len(record.samples.time)
+    if not (blocks and how.per_block):
         return []
-    looks = ", ".join(map(str, sampling.looks))
+    looks = ", ".join(map(str, how.looks))
     out = [
-        f"{blocks * sampling.per_block} pairs in {blocks} blocks, {len(sampling.looks)} of {sampling.planned} "
-        f"looks (at {looks} blocks), each at a level of {sampling.level:.2g}"
+        f"{blocks * how.per_block} pairs in {blocks} blocks, {len(how.looks)} of {how.planned} "
+        f"looks (at {looks} blocks), each at a level of {how.level:.2g}"
     ]
-    told = detectable_by_blocks(interval_of(record.time), sampling.level)
+    told = detectable_by_blocks(interval_of(record.time), how.level)
     if told is not None and math.isfinite(told):
         out.append(f"so many blocks tell an increase of {units.percent(told, signed=False)} at best")
-    if sampling.replaced or sampling.disturbed:
-        seen = ", ".join(sampling.disturbances)
-        out.append(f"pairs disturbed: {sampling.replaced} replaced, {sampling.disturbed} kept ({seen})")
+    if how.replaced or how.disturbed:
+        seen = ", ".join(how.disturbances)
+        out.append(f"pairs disturbed: {how.replaced} replaced, {how.disturbed} kept ({seen})")
     else:
         out.append("no pair was disturbed")
     out.append(
         "both models were moved to new memory before each block"
-        if sampling.movable
+        if how.movable
         else "the models stayed where they were in memory, so layout is not averaged out"
     )
-    if sampling.wall_over_cpu is not None:
-        quiet = wall_agrees(sampling.wall_over_cpu)
+    if how.wall_over_cpu is not None:
+        quiet = wall_agrees(how.wall_over_cpu)
         then = "they agree" if quiet else f"over {WALL_AGREES:g}, so wall time is not gated"
-        out.append(f"wall / CPU time of the reference {sampling.wall_over_cpu:.2f}: {then}")
+        out.append(f"wall / CPU time of the reference {how.wall_over_cpu:.2f}: {then}")
     return out
 
 
-def _metering(record: Record) -> list[str]:
+def metering(record: Record) -> list[str]:
     """The policy on idle power, and the second source; nothing where there is no energy."""
     metering = record.metering
     if not record.energy.known:

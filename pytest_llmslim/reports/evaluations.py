@@ -75,13 +75,13 @@ def _by_recipe(rows: Sequence[tuple[Record, Evaluation]]) -> list[list[str]]:
     own = {figure.name: figure for figure in first.figures}
     blank = [""] * (len(head) - 1)
     table.append(
-        ["reference", units.significant(first.reference), *blank, *(_value(own.get(n), 0) for n in figures)]
+        ["reference", units.significant(first.reference), *blank, *(value_of(own.get(n), 0) for n in figures)]
     )
     for record, evaluation in rows:
         own = {figure.name: figure for figure in evaluation.figures}
         cells = [units.significant(evaluation.candidate), _ratio(evaluation.ratio)]
         cells += _flips(evaluation) if flips else []
-        table.append([record.key.recipe, *cells, *(_value(own.get(name), 1) for name in figures)])
+        table.append([record.key.recipe, *cells, *(value_of(own.get(name), 1) for name in figures)])
     return table
 
 
@@ -92,14 +92,14 @@ def _by_figure(rows: Sequence[tuple[Record, Evaluation]]) -> list[list[str]]:
     for name in names:
         found = [{figure.name: figure for figure in e.figures}.get(name) for _, e in rows]
         reference = next((figure for figure in found if figure is not None), None)
-        table.append([name, _value(reference, 0), *(_against(figure) for figure in found)])
+        table.append([name, value_of(reference, 0), *(_against(figure) for figure in found)])
     return table
 
 
 def _against(figure: Figure | None) -> str:
     """A figure's ratio; its value where it has none."""
     if figure is None or figure.ratio is None:
-        return _value(figure, 1)
+        return value_of(figure, 1)
     return _ratio(figure.ratio)
 
 
@@ -109,7 +109,7 @@ def _ratio(estimate: Estimate) -> str:
     return units.ratio(estimate.value, estimate.low, estimate.high)
 
 
-def _value(figure: Figure | None, side: int) -> str:
+def value_of(figure: Figure | None, side: int) -> str:
     value = None if figure is None else (figure.reference, figure.candidate)[side]
     if figure is None or value is None:
         return "-"

@@ -10,7 +10,7 @@ from pytest_llmslim.reports.files import make_folder
 from pytest_llmslim.units import safe_file_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from pytest_llmslim.paper.charts import Chart, Panel
@@ -88,7 +88,7 @@ def _bars(axis: Any, panel: Panel, inches: float) -> None:  # noqa: ANN401  # ma
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         return
-    top = _top(panel)
+    top = highest(value for bars in panel.bars.values() for value in bars)
     width = 0.8 / len(panel.bars)
     for i, (profile, values) in enumerate(panel.bars.items()):
         places = [group - 0.4 + width * (i + 0.5) for group in range(len(values))]
@@ -134,11 +134,10 @@ def _note(axis: Any, x: float, y: float, text: str) -> None:  # noqa: ANN401  # 
     )  # fmt: skip
 
 
-def _top(panel: Panel) -> float:
+def highest(values: Iterable[float | None]) -> float:
     """The highest bar that is shown whole: a few that tower over the others would hide them."""
-    values = sorted(value for bars in panel.bars.values() for value in bars if value is not None)
     top = 1.0
-    for value in values:
+    for value in sorted(value for value in values if value is not None):
         if value > TALL * max(top, 1.0):
             break
         top = max(top, value)

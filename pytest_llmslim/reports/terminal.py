@@ -61,13 +61,13 @@ class Shown(NamedTuple):
 def lines(shown: Shown) -> list[Line]:
     """The summary, line by line."""
     out: list[Line] = []
-    for group in _groups(shown.records):
+    for group in groups(shown.records):
         out += _model(group, shown.verbose, shown.columns)
     out += [(line, ()) for line in shown.attributions]
     out += [(f"not measured: {label}: {reason}", ("yellow",)) for label, reason in shown.unmeasured]
     out += [(sentence, ("yellow",)) for sentence in shown.missing]
     if shown.records:
-        out += _legend(shown.records)
+        out += legend(shown.records)
         out += _verdicts(shown.records)
         out += _compared(shown)
     out += [(trouble, ("red",)) for trouble in shown.troubles]
@@ -83,7 +83,14 @@ def ranked(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=order)
 
 
-def _groups(records: Sequence[Record]) -> list[list[Record]]:
+def winner(best: Sequence[Record]) -> Record | None:
+    """Of ranked records the one to take: it did not fail, it has a score, and it is no control."""
+    return next(
+        (r for r in best if r.outcome != "failed" and r.opt.known and r.integrity.status != "control"), None
+    )
+
+
+def groups(records: Sequence[Record]) -> list[list[Record]]:
     """Records that share model and protocol: only these stand in one table."""
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
@@ -97,18 +104,16 @@ def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]
     if _width(rows) > columns:
         rows = [HEAD, *(_row(i, record, compact=True) for i, record in enumerate(best, 1))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    out: list[Line] = [(text, ("bold",)) for text in _about(best)]
+    out: list[Line] = [(text, ("bold",)) for text in about(best)]
     for row, record in zip(rows, [None, *best], strict=True):
         text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         out.append((text, COLOUR.get(record.outcome, ()) if record else ()))
         if verbose and record:
             out += [(f"      {detail}", ()) for detail in details(record)]
-    winner = next(
-        (r for r in best if r.outcome != "failed" and r.opt.known and r.integrity.status != "control"), None
-    )
-    if winner:
-        out += [_best(winner), (f"  building {winner.key.recipe}: {payback(winner)}", ())]
-    out += [(line, ()) for line in carbon_line(best, winner)]
+    first = winner(best)
+    if first:
+        out += [_best(first), (f"  building {first.key.recipe}: {payback(first)}", ())]
+    out += [(line, ()) for line in carbon_line(best, first)]
     return [*out, ("", ()), *((line, ()) for line in evaluations.lines(best))]
 
 
@@ -120,7 +125,7 @@ def _best(record: Record) -> Line:
     return f"no recipe scores better than the reference (1); lowest opt: {found}", ("yellow",)
 
 
-def _about(records: Sequence[Record]) -> list[str]:
+def about(records: Sequence[Record]) -> list[str]:
     """The reference, the protocol and the profile, once per table."""
     record = records[0]
     side, protocol, profile = record.reference, record.protocol, record.profile
@@ -188,7 +193,7 @@ def _score(estimate: Estimate) -> str:
     return MARK.get(estimate.method, "") + units.ratio(estimate.value)
 
 
-def _legend(records: Sequence[Record]) -> list[Line]:
+def legend(records: Sequence[Record]) -> list[Line]:
     """What the marks mean, and why numbers are absent; each said once."""
     energies = {
         record.energy.method: record.reference.energy_j.source for record in records if record.energy.known
