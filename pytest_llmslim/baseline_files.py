@@ -4,12 +4,16 @@ A suite has two: `<suite>.json` with the entries that updates write, and `<suite
 accepted entry of each key that has been updated since. Both are JSON with a schema number and one record a
 line, sorted, with sorted keys and six significant digits. Only what a comparison needs is kept: verdicts, the
 losses of single windows and the texts of questions are left out, and of evaluations all but metric and answers.
+
+A line has a digest of itself, so that `llmslim check` finds those that were edited by hand. It is of the line, since
+git merges files line by line. Reading a file does not ask for it; writing one gives a digest to new lines alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -23,7 +27,7 @@ from pytest_llmslim.errors import BaselineError
 from pytest_llmslim.records import SCHEMA, Key, Record, unmeasured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from pytest_llmslim.records import Evaluation
@@ -31,8 +35,12 @@ if TYPE_CHECKING:
 _FORMAT: Final = "pytest-llmslim baseline"
 _HEAD: Final = f'{{"format": "{_FORMAT}", "schema": {SCHEMA}, "records": [\n'
 _DIGITS: Final = 6
+_DIGEST: Final = "digest"
 _ADDED: Final = ("evaluations", "quality", "accepted")
 _ANEW: Final = "restore it from version control, or delete it and write it anew with --llm-update"
+_RESTORE: Final = (
+    "restore it from version control, or measure again and accept with --llm-update or llmslim accept"
+)
 _ANCHOR: Final = ".anchor"
 _LIKE_AN_ANCHOR: Final = re.compile(r"\.anchor_*", re.IGNORECASE)
 
@@ -74,22 +82,39 @@ def as_stored(record: Record) -> Record:
     Raises:
         ValueError: it holds NaN.
     """
-    return from_builtins(Record, json.loads(_line(record)))
+    return from_builtins(Record, _entry(record))
 
 
-def _text(records: Mapping[Key, Record]) -> str:
-    lines = [_line(records[key]) for key in sorted(records, key=dataclasses.astuple)]
+def _text(records: Mapping[Key, Record], edited: Collection[Key]) -> str:
+    lines = [
+        _line(_entry(records[key]), edited=key in edited) for key in sorted(records, key=dataclasses.astuple)
+    ]
     return _HEAD + ",\n".join(lines) + "\n]}\n"
 
 
-def _line(record: Record) -> str:
+def _line(entry: dict[str, Any], *, edited: bool) -> str:
+    return _canonical(entry if edited else {**entry, _DIGEST: digest_of(entry)})
+
+
+def _canonical(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True, ensure_ascii=False)
+
+
+def digest_of(entry: dict[str, Any]) -> str:
+    """The first 16 hex digits of the SHA-256 of a line, its digest left out."""
+    rest = {name: value for name, value in entry.items() if name != _DIGEST}
+    return hashlib.sha256(_canonical(rest).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _entry(record: Record) -> dict[str, Any]:
     samples = replace(record.samples, nll_difference=(), window_tokens=(), kl=(), kl_by_position=())
     evaluations = tuple(_bare(each) for each in record.evaluations if each.metric)
     stored = to_builtins(replace(record, samples=samples, verdicts=(), evaluations=evaluations))
     # Without evaluations a line is what it was before there were any.
     stored = {name: value for name, value in stored.items() if value or name not in _ADDED}
     del stored["samples"]["kl_by_position"]
-    return json.dumps(_rounded(stored), sort_keys=True, ensure_ascii=False)
+    entry: dict[str, Any] = _rounded(stored)
+    return entry
 
 
 def _bare(evaluation: Evaluation) -> Evaluation:
@@ -118,35 +143,62 @@ def load(directory: Path, path: Path) -> dict[Key, Record]:
         BaselineError: it is unreadable, truncated, of a newer schema, not ours, or holds a record that belongs
             elsewhere; the sentence names file, line and remedy.
     """
+    return {record.key: record for _, _, record in _read(directory, path)}
+
+
+def edited(directory: Path, path: Path) -> dict[Key, str]:
+    """The lines of one file below `directory` that have another digest than theirs, or none, a sentence each.
+
+    Raises:
+        BaselineError: as of `load`.
+    """
+    found = {}
+    for where, entry, record in _read(directory, path):
+        stored, right = entry.get(_DIGEST), digest_of(entry)
+        if stored != right:
+            how = "has no digest" if stored is None else f"was edited by hand (digest {stored}, now {right})"
+            found[record.key] = f"{where}, {record.label} in {record.key.test}, {how}; {_RESTORE}."
+    return found
+
+
+def _read(directory: Path, path: Path) -> Iterator[tuple[str, dict[str, Any], Record]]:
+    """Of each record its place in words, the line as it stands, and the record."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return
     except UnicodeDecodeError:
         raise BaselineError(f"{path} is no UTF-8 text; {_ANEW}") from None
     except OSError as error:
         raise BaselineError(f"{path} cannot be read ({error.strerror}); see to its rights") from error
-    found: dict[Key, Record] = {}
+    known = set()
     for position, entry in enumerate(_entries(path, text)):
-        try:
-            record = from_builtins(Record, entry)
-        except ValueError as error:
-            raise BaselineError(f"{_where(path, text, position)}: {error}; {_ANEW}") from None
+        where = _where(path, text, position)
+        record = _decoded(entry, where)
         right = (anchor_path_of if is_anchor(path) else path_of)(directory, record.key)
         if right != path:
+            raise BaselineError(f"{where} belongs to {right}; move it there, or delete the line")
+        if record.key in known:
             raise BaselineError(
-                f"{_where(path, text, position)} belongs to {right}; move it there, or delete the line"
+                f"{where} has the same test, model and recipe as a line above; delete one of them"
             )
-        if record.key in found:
-            raise BaselineError(
-                f"{_where(path, text, position)} has the same test, model and recipe as a line above; "
-                "delete one of them"
-            )
-        found[record.key] = record
-    return found
+        known.add(record.key)
+        yield where, entry, record
 
 
-def _entries(path: Path, text: str) -> list[object]:
+def _decoded(entry: Any, where: str) -> Record:  # noqa: ANN401  # whatever JSON holds
+    bare = (
+        {name: value for name, value in entry.items() if name != _DIGEST}
+        if isinstance(entry, dict)
+        else entry
+    )
+    try:
+        return from_builtins(Record, bare)
+    except ValueError as error:
+        raise BaselineError(f"{where}: {error}; {_ANEW}") from None
+
+
+def _entries(path: Path, text: str) -> list[Any]:
     """The records of a file as builtins, once its frame is in order."""
     try:
         frame = json.loads(text)
@@ -165,7 +217,7 @@ def _entries(path: Path, text: str) -> list[object]:
             f"{path} has schema {schema}, and this version of pytest-llmslim reads up to {SCHEMA}; "
             "upgrade pytest-llmslim"
         )
-    entries: list[object] = frame["records"]
+    entries: list[Any] = frame["records"]
     return entries
 
 
@@ -195,13 +247,18 @@ def _where(path: Path, text: str, position: int) -> str:
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, records: Mapping[Key, Record]) -> None:
+def write(path: Path, records: Mapping[Key, Record], edited: Collection[Key] = ()) -> None:
     """Replace a file in one step: readers see the old text or the new one. Without records it is removed.
+
+    Args:
+        path: of the file.
+        records: all that it is to hold.
+        edited: keys of those that get no digest, since what was edited by hand is not made good by a neighbour.
 
     Raises:
         BaselineError: the system refuses, e.g. since the disk is full; the file is then as it was.
     """
-    text = _text(records)
+    text = _text(records, edited)
     try:
         if not records:
             path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from pytest_llmslim import units
 from pytest_llmslim.baseline_files import (
     anchor_path_of,
     as_stored,
+    edited,
     is_anchor,
     load,
     locked,
@@ -146,14 +147,16 @@ class Store:
         """
         return any(key.model == model for key in self.keys())
 
-    def update(self, records: Iterable[Record], *, anchor: bool = False) -> tuple[Change | Anchored, ...]:
+    def update(
+        self, records: Iterable[Record], *, anchor: bool = False, dry_run: bool = False
+    ) -> tuple[Change | Anchored, ...]:
         """Write records, each over the rolling entry of its key; all others stay (see `update`).
 
         Raises:
             BaselineError: a file is unusable or cannot be written.
         """
         self.__dict__.pop("_stored", None)
-        return update(self.directory, records, anchor=anchor)
+        return update(self.directory, records, anchor=anchor, dry_run=dry_run)
 
 
 def load_all(directory: Path) -> Stored:
@@ -175,7 +178,7 @@ def load_all(directory: Path) -> Stored:
 
 
 def update(
-    directory: Path, records: Iterable[Record], *, anchor: bool = False
+    directory: Path, records: Iterable[Record], *, anchor: bool = False, dry_run: bool = False
 ) -> tuple[Change | Anchored, ...]:
     """Merge records into the store, and say what changed. Two writers at once lose nothing.
 
@@ -183,6 +186,7 @@ def update(
         directory: the store's folder; made where it does not exist.
         records: new rolling entries; of two with one key the last is taken.
         anchor: they become the anchors too. Otherwise an entry that is replaced for the first time becomes one.
+        dry_run: only say what would change; nothing is written.
 
     Raises:
         BaselineError: a file is unusable or cannot be written; files before it may have been written.
@@ -193,16 +197,21 @@ def update(
         by_path.setdefault(path_of(directory, record.key), {})[record.key] = as_stored(record)
     changes: list[Change | Anchored] = []
     for path, new in sorted(by_path.items()):
+        if dry_run:
+            changes += _merge(directory, new, anchor=anchor, dry_run=True)
+            continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locked(path.parent):
-                changes += _merge(directory, new, anchor)
+                changes += _merge(directory, new, anchor=anchor, dry_run=False)
         except OSError as error:
             raise refusal(path, error) from error
     return tuple(changes)
 
 
-def _merge(directory: Path, new: dict[Key, Record], anchor: bool) -> list[Change | Anchored]:
+def _merge(
+    directory: Path, new: dict[Key, Record], *, anchor: bool, dry_run: bool
+) -> list[Change | Anchored]:
     """Write the entries of one suite of one model.
 
     An anchor is added before its entry is replaced and taken away after it. So a writer that is killed in between
@@ -211,14 +220,18 @@ def _merge(directory: Path, new: dict[Key, Record], anchor: bool) -> list[Change
     any_key = next(iter(new))
     path, anchor_path = path_of(directory, any_key), anchor_path_of(directory, any_key)
     rolling, anchors = load(directory, path), load(directory, anchor_path)
+    by_hand, anchors_by_hand = edited(directory, path), edited(directory, anchor_path)
     replaced = {key for key, record in new.items() if rolling.get(key, record) != record}
     with_added = anchors | ({} if anchor else {key: rolling[key] for key in replaced - set(anchors)})
     with_added = {key: _completed(record, new.get(key)) for key, record in with_added.items()}
     gone = {key for key in set(new) & set(anchors) if anchor or anchors[key] == new[key]}
     left = {key: record for key, record in with_added.items() if key not in gone}
-    write(anchor_path, with_added)
-    write(path, rolling | new)
-    write(anchor_path, left)
+    if not dry_run:
+        # What was edited by hand stays without a digest, as an anchor too.
+        suspect = {*anchors_by_hand, *(set(by_hand) - set(anchors))}
+        write(anchor_path, with_added, suspect)
+        write(path, rolling | new, set(by_hand) - set(new))
+        write(anchor_path, left, suspect)
     changes: list[Change | Anchored] = []
     for key, record in new.items():
         changes += _changes(rolling.get(key), record)

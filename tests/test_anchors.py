@@ -221,10 +221,10 @@ def _write_until(end: int):  # type: ignore[no-untyped-def]
 
     done: list[Path] = []
 
-    def write_or_die(path: Path, records: dict[Key, Record]) -> None:
+    def write_or_die(path: Path, records: dict[Key, Record], edited: set[Key]) -> None:
         if len(done) == end:
             raise Killed
         done.append(path)
-        write(path, records)
+        write(path, records, edited)
 
     return write_or_die

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_records import KEY, blocks, evaluation, kind_of_text, quality, record, side
 
+from pytest_llmslim.baseline_files import edited
 from pytest_llmslim.baselines import Change, Store, anchor_path_of, load_all, path_of, told, update
 from pytest_llmslim.errors import BaselineError
 from pytest_llmslim.gate import Thresholds, decide
@@ -398,6 +400,109 @@ def test_no_file_breaks_more_than_a_sentence(
     except BaselineError as error:
         message = str(error)
         assert str(path) in message  # reading may as well succeed
+
+
+# Digests -------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1] / "baselines"
+RESTORE = "restore it from version control, or measure again and accept with --llm-update or llmslim accept."
+
+
+def by_hand(path: Path) -> list[str]:
+    """What `edited` says of a file, without its name."""
+    return [sentence.replace(str(path), "FILE") for sentence in edited(path.parent.parent, path).values()]
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_every_line_has_a_digest_of_its_rest(held: Path) -> None:
+    """Of the JSON as it is stored, so that anyone can compute it; an untouched file has nothing to say."""
+    for line in held.read_text().splitlines()[1:-1]:
+        entry = json.loads(line.rstrip(","))
+        digest = entry.pop("digest")
+        text = json.dumps(entry, sort_keys=True, ensure_ascii=False).encode()
+        assert digest == hashlib.sha256(text).hexdigest()[:16]
+    assert by_hand(held) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"value": 0.02', '"value": 0.03'), ('"cpu": "EPYC"', '"cpu": "other"'), ("[255", "[256")],
+)
+def test_an_edited_line_is_named(held: Path, old: str, new: str) -> None:
+    """Whatever was changed in it, and no other line; a test run loads it all the same."""
+    if old not in held.read_text():
+        old, new = '"windows": 24', '"windows": 25'
+    change(held, old, new)
+    (sentence,) = by_hand(held)
+    assert sentence.startswith("FILE, line 2, int4 on embedded:gpt2 in test_ptq, was edited by hand (digest ")
+    assert sentence.endswith(f"); {RESTORE}")
+    assert len(load_all(held.parent.parent).rolling) == 2
+
+
+def test_a_digest_that_was_taken_out_is_missed(held: Path) -> None:
+    """As in a file of before there were digests: it loads, and the check names each line."""
+    entry = json.loads(held.read_text().splitlines()[2])
+    change(held, f'"digest": "{entry["digest"]}", ', "")
+    assert by_hand(held) == [f"FILE, line 3, int4 on embedded:gpt2 in test_ptq, has no digest; {RESTORE}"]
+    assert len(load_all(held.parent.parent).rolling) == 2
+
+
+def test_taking_lines_of_two_branches_is_no_edit(tmp_path: Path, stored: Path) -> None:
+    """Git merges line by line, and so does whoever resolves a conflict; layout is nothing either."""
+    ours = stored.read_text().splitlines()
+    update(tmp_path, [dataclasses.replace(keyed(recipe="int8"), time=quality(1.5))])
+    theirs = stored.read_text().splitlines()
+    stored.write_text("\n".join([*ours[:2], *theirs[2:]]))
+    assert ours[2] != theirs[2]
+    assert by_hand(stored) == []
+    stored.write_text(json.dumps(json.loads(stored.read_text()), indent=1))
+    assert by_hand(stored) == []
+
+
+def test_an_update_of_a_neighbour_does_not_make_an_edit_good(stored: Path, tmp_path: Path) -> None:
+    """The edited line stays without a right digest until it is itself measured again."""
+    change(stored, '"recipe": "int4", ', '"recipe": "int4",  ')  # layout
+    change(stored, '"windows": 24', '"windows": 25')
+    update(tmp_path, [dataclasses.replace(keyed(recipe="int8"), time=quality(1.5))])
+    assert [sentence.split(",")[1] for sentence in by_hand(stored)] == [" line 2"]
+    update(tmp_path, [keyed()])
+    assert by_hand(stored) == []
+
+
+def test_an_edited_entry_is_an_edited_anchor(stored: Path, tmp_path: Path) -> None:
+    """Replacing it moves it among the anchors, where it is as little trusted; --llm-anchor ends that."""
+    change(stored, '"windows": 24', '"windows": 25')
+    update(tmp_path, [record(time=blocks(0.9))])
+    assert by_hand(stored) == []
+    anchor = anchor_path_of(tmp_path, KEY)
+    assert by_hand(anchor) == [f"FILE, line 2, int4 on embedded:gpt2 in test_ptq, has no digest; {RESTORE}"]
+    update(tmp_path, [record(time=blocks(0.7), evaluations=(evaluation(),))])
+    assert len(by_hand(anchor)) == 1
+    update(tmp_path, [record(time=blocks(0.7))], anchor=True)
+    assert not anchor.exists()
+
+
+def test_the_committed_baselines_are_as_they_were_measured() -> None:
+    """Each of their lines has its digest."""
+    files = sorted(ROOT.glob("*/*.json"))
+    assert len(files) >= 4
+    assert [sentence for path in files for sentence in edited(ROOT, path).values()] == []
+
+
+def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path) -> None:
+    """The lines of an update, from what is stored; not even a folder is made."""
+    assert len(update(tmp_path / "none", [keyed()], dry_run=True)) == 5
+    assert not (tmp_path / "none").exists()
+    update(tmp_path, [keyed()])
+    before = path_of(tmp_path, KEY).read_bytes()
+    told_dry = told(update(tmp_path, [record(time=blocks(0.9))], dry_run=True))
+    assert path_of(tmp_path, KEY).read_bytes() == before
+    assert told_dry == told(update(tmp_path, [record(time=blocks(0.9))]))
 
 
 # Writing safely ------------------------------------------------------------------------------------------
