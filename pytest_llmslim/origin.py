@@ -63,8 +63,14 @@ def _first(environ: Mapping[str, str], names: Sequence[str]) -> str:
 
 def _git(folder: Path, *words: str) -> str:
     try:
+        # Without its optional locks, git status is in nobody's way.
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=GIT_S, check=True
+            ["git", "--no-optional-locks", "-C", str(folder), *words],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # names of changed files are in any encoding
+            timeout=GIT_S,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return ""
