@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pytest_llmslim.settings import Settings
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
-NO_PLOTLY = "an HTML report needs the package plotly; install it with: pip install 'pytest-llmslim[report]'"
 
 
 def check(settings: Settings) -> None:
@@ -31,6 +30,8 @@ def check(settings: Settings) -> None:
         SettingError: two reports would have one name, or one has the name of a folder.
     """
     if settings.report is not None and find_spec("plotly") is None:
+        from pytest_llmslim.reports.html import NO_PLOTLY
+
         raise MissingExtraError(f"--llm-report: {NO_PLOTLY}.")
     named = {name: getattr(settings, name) for name in ("report", "markdown", "csv", "json")}
     asked = {name: path for name, path in named.items() if path is not None}
