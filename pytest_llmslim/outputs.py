@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from pytest_llmslim.run_records import Run
+    from pytest_llmslim.run_records import Point, Run
     from pytest_llmslim.settings import Settings
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+_OURS = (runs.RESULTS, runs.RUN, runs.HISTORY, "summary.json", ".gitignore")
 
 
 def check(settings: Settings) -> None:
@@ -27,7 +28,8 @@ def check(settings: Settings) -> None:
 
     Raises:
         MissingExtraError: a report needs a package that is not installed.
-        SettingError: two reports would have one name, or one has the name of a folder.
+        SettingError: a report has the name of another, of a file of the results or of a folder, or cannot be written.
+        RunError: the history of earlier runs, which this one would continue, cannot be read.
     """
     if settings.report is not None and find_spec("plotly") is None:
         from pytest_llmslim.reports.html import NO_PLOTLY
@@ -38,22 +40,46 @@ def check(settings: Settings) -> None:
     for name, path in asked.items():
         if path.is_dir():
             raise SettingError(f"--llm-{name} is a file, got the folder {path}; add a name.")
+        if path.parent == settings.results and path.name in _OURS:
+            raise SettingError(
+                f"--llm-{name}: {path} is a file of the results themselves; give another name."
+            )
+        if why := _forbidden(path):
+            raise SettingError(f"--llm-{name}: {path} cannot be written ({why}); give another name.")
         other = next((other for other in asked if other < name and asked[other] == path), None)
         if other:
             raise SettingError(f"--llm-{other} and --llm-{name} are two files, got {path} twice.")
+    _history(settings.results)
+
+
+def _forbidden(path: Path) -> str:
+    """Why a file cannot be written; empty when it seems that it can."""
+    if path.exists():
+        return "" if os.access(path, os.W_OK) else "it may not be changed"
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir():
+        return f"{above} is no folder"
+    return "" if os.access(above, os.W_OK) else f"nothing may be written in {above}"
 
 
 def finished(run: Run, folder: Path) -> Run:
-    """The run with its end, and with the history that its folder holds; one that is unreadable begins anew."""
-    whole = run if run.interrupted else replace(run, origin=replace(run.origin, finished=now()))
-    path = folder / runs.HISTORY
-    try:
-        from pytest_llmslim.run_records import Point
+    """The run with its end, and with the history that its folder holds.
 
-        history = runs.read_lines(path, Point).records if path.exists() else ()
+    A history that became unreadable while the run went on begins anew; before it, `check` refuses it.
+    """
+    whole = run if run.interrupted else replace(run, origin=replace(run.origin, finished=now()))
+    try:
+        history = _history(folder)
     except RunError:
         history = ()
     return replace(whole, history=tuple(point for point in history if point.run != run.origin.id))
+
+
+def _history(folder: Path) -> tuple[Point, ...]:
+    from pytest_llmslim.run_records import Point
+
+    path = folder / runs.HISTORY
+    return runs.read_lines(path, Point).records if path.exists() else ()
 
 
 def kept(run: Run) -> dict[str, str]:
@@ -85,7 +111,7 @@ def write(
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(make(run), encoding="utf-8")
+            path.write_text(make(run), encoding="utf-8", newline="")  # CSV has line ends of its own
             written.append(str(path))
         except OSError as error:
             troubles.append(f"{path} cannot be written ({error.strerror}); give another name.")

@@ -1,7 +1,7 @@
 """A whole run as one frozen record: where it comes from, what it measured, with what it was compared.
 
 Reports, the command line tool and CI work on this and on nothing else, so that all of them say the same. Its JSON
-form (`encoding.to_builtins`) has a published schema, `docs/schema/run.schema.json`.
+form (`encoding.to_builtins`) has a published schema, `schemas/run.schema.json`, made from these classes.
 """
 
 from __future__ import annotations

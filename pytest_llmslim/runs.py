@@ -50,7 +50,10 @@ def read(path: Path) -> Run:
     if not path.exists():
         raise RunError(f"{path} does not exist; {_MADE}.")
     if path.suffix == ".jsonl":
-        return replace(_rest(path.parent), records=read_lines(path, Record).records)
+        beside = _rest(path.parent) if path.name == RESULTS else Run(interrupted=True)
+        return replace(beside, records=read_lines(path, Record).records)
+    if path.name == RUN and (path.parent / RESULTS).exists():
+        return _folder(path.parent)  # by itself it has no records
     return _export(path)
 
 
@@ -62,7 +65,9 @@ def read_lines(path: Path, kind: type[T]) -> Lines:
     """
     text = _text(path)
     found: list[T] = []
-    lines = text.splitlines()
+    lines = (
+        text.removesuffix("\n").split("\n") if text else []
+    )  # not splitlines: strings may hold its other ends
     for number, line in enumerate(lines, 1):
         try:
             found.append(from_builtins(kind, json.loads(line)))
@@ -101,11 +106,12 @@ def latest(runs: Sequence[Run]) -> tuple[Run, ...]:
 
     A run without a start (a bare `results.jsonl`, baselines) counts as the oldest; of equal ones the last given wins.
     """
-    found: dict[tuple[str, ...], Run] = {}
+    found: dict[frozenset[str], Run] = {}
     for run in sorted(runs, key=lambda run: run.origin.started):
-        earlier = found.get(run.devices)
+        devices = frozenset(run.devices)
+        earlier = found.get(devices)
         points = () if earlier is None else (*earlier.history, *earlier.points)
-        found[run.devices] = replace(run, history=with_history(points, run.history))
+        found[devices] = replace(run, history=with_history(points, run.history))
     return tuple(found.values())
 
 
