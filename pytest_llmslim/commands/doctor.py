@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from pytest_llmslim.commands import ini_files
+from pytest_llmslim.commands import examples, ini_files
 from pytest_llmslim.commands.findings import Finding, answer
 from pytest_llmslim.errors import SettingError
 
@@ -25,19 +25,31 @@ WIDTH: Final = 110
 SCHEMA: Final = 1
 
 
-@click.command("doctor")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.command(
+    "doctor",
+    epilog=examples(
+        "llmslim doctor",
+        "llmslim doctor path/to/project --format json",
+        then="do what stands behind ->, from the top on; then pytest.",
+    ),
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="For a terminal, or another program.",
+)
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.pass_context
 def command(ctx: click.Context, form: str, directory: Path) -> None:
-    r"""Say what this machine can measure, what is missing, and how to get it.
+    """Say what this machine can measure, what is missing, and how to get it.
 
     Devices, energy meters from the best on, clocks, other work on the machine, optional packages, data, and the
     project in DIRECTORY (here, without one): its settings, and whether cost can be compared with its baselines on this
-    machine. Nothing is changed, and no model is loaded. It takes some seconds.
-
-    \b
-    Exit codes: 0 a run can be made here; 1 something that every run needs is missing.
+    machine. Nothing is changed, and no model is loaded. It takes some seconds. Exit code 1: something that every run
+    needs is missing.
     """
     groups = examined(directory.resolve())
     ready = is_ready(groups)

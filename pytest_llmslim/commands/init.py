@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from pytest_llmslim.commands import ini_files
+from pytest_llmslim.commands import examples, ini_files
 from pytest_llmslim.errors import SettingError
 
 if TYPE_CHECKING:
@@ -44,7 +44,14 @@ class Done:
     to_add: dict[str, str] = field(default_factory=dict)
 
 
-@click.command("init")
+@click.command(
+    "init",
+    epilog=examples(
+        "llmslim init",
+        "llmslim init path/to/project --model gpt2 --ci gitlab",
+        then="the three commands that it prints.",
+    ),
+)
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=".")
 @click.option("--model", default="embedded:gpt2", show_default=True, metavar="MODEL",
               help="The original: a Hugging Face id, a folder, a .gguf file, or embedded:NAME.")  # fmt: skip
@@ -52,14 +59,11 @@ class Done:
               help="Whose workflow is written.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Write files anew that an earlier init wrote, edits included.")
 def command(directory: Path, model: str, ci: str, force: bool) -> None:
-    r"""Set a project up: a starter suite, settings, and a CI workflow.
+    """Set a project up: a starter suite, settings, and a CI workflow.
 
     Into DIRECTORY (here, without one) go tests/test_compressed.py, pytest.ini, a workflow that gates pull requests,
     and a pre-commit hook that refuses baselines edited by hand. Files that are there are kept; what would have to be
     added to them is printed.
-
-    \b
-    Exit codes: 0 done; 2 a file cannot be read or written.
     """
     for line in told(set_up(directory, model, ci, force=force)):
         click.echo(line)
