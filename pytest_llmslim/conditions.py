@@ -39,6 +39,10 @@ BUSIER: Final = 1.25
 """A machine is busier, or slower, than at another time when its figure is this many times as large."""
 WALL_AGREES: Final = 1.1
 """Wall time is gated where it is at most this times the process CPU time of the reference: on a quiet machine."""
+BUSY_BASELINE: Final = (
+    "baselines were measured while the machine was busy with other work; write them again on a quiet one, "
+    "or later runs there cannot be told from it"
+)
 
 
 class Explained(NamedTuple):

@@ -26,7 +26,7 @@ LAYERS = {
     "hookspecs": 3, "state": 3, "collection": 3, "session": 3, "bench": 3, "benchmark_figures": 3, "ledger": 3,
     "fixtures": 3, "calibrate": 3, "published": 3, "deadline": 3, "conformance": 3, "candidates": 3, "examining": 3,
     "outputs": 3, "workers": 3, "resuming": 3, "pace": 3,
-    "plugin": 4, "commands": 4,
+    "plugin": 4, "commands": 4, "__main__": 4,
 }  # fmt: skip
 """Room to layer."""
 

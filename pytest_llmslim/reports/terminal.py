@@ -68,7 +68,7 @@ def lines(shown: Shown) -> list[Line]:
     out += [(sentence, ("yellow",)) for sentence in shown.missing]
     if shown.records:
         out += legend(shown.records)
-        out += _verdicts(shown.records)
+        out += sentences(shown.records)
         out += _compared(shown)
     out += [(trouble, ("red",)) for trouble in shown.troubles]
     return out
@@ -239,7 +239,7 @@ def _net(records: Sequence[Record]) -> list[str]:
     return [f"energy is net: idle power of {watts}, measured before, is subtracted" for watts in idle]
 
 
-def _verdicts(records: Sequence[Record]) -> list[Line]:
+def sentences(records: Sequence[Record]) -> list[Line]:
     """The sentence of everything that did not simply pass, worst first; `new` is counted elsewhere."""
     out: list[Line] = []
     for outcome in ("failed", "inconclusive"):
@@ -309,5 +309,6 @@ def _compared(shown: Shown) -> list[Line]:
                 (),
             )
         )
-    out.append((f"results: {shown.results}/results.jsonl, run.json, summary.json", ()))
+    if shown.results:
+        out.append((f"results: {shown.results}/results.jsonl, run.json, summary.json", ()))
     return [*out, *((f"report: {path}", ()) for path in shown.written)]
