@@ -36,7 +36,7 @@ class Ini:
 
     Args:
         path: of the file.
-        table: in which they stand.
+        table: in which they stand; empty: it is a pyproject.toml without any, beside which pytest starts all the same.
         values: all of them, as written.
     """
 
@@ -56,7 +56,8 @@ def find(folder: Path) -> Ini | None:
             values = _values(place / name, table)
             if values is not None:
                 return Ini(place / name, table, values)
-    return None
+    places = (place / "pyproject.toml" for place in (folder, *folder.parents))
+    return next((Ini(path, "") for path in places if path.is_file()), None)
 
 
 def resolved(folder: Path, environ: Mapping[str, str] = os.environ) -> settings.Settings:

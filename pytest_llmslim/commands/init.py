@@ -137,7 +137,7 @@ def _is_ours(path: Path) -> bool:
 def _settings(done: Done, *, force: bool) -> None:
     """A `pytest.ini` where pytest has no settings; lines to add where it has some."""
     ini = ini_files.find(done.folder.resolve())
-    if ini is None or _is_ours(ini.path):
+    if ini is None or not ini.table or _is_ours(ini.path):
         _write(done, "pytest.ini", _rendered("pytest.ini", settings=SETTINGS), force=force)
         return
     missing = {name: value for name, value in SETTINGS.items() if name not in ini.values}

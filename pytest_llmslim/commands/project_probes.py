@@ -251,7 +251,7 @@ def project_settings(folder: Path) -> list[Finding]:
         changed = ini_files.resolved(folder).changed
     except SettingError as error:
         return [told("settings", "limited", str(error), "mend it: no run starts with it", needed=True)]
-    if ini is None and not changed:
+    if not changed and (ini is None or not ini.table):
         return [Finding("settings", "missing", "no settings of pytest in or above it", "llmslim init")]
     text = ", ".join(f"{name}: {value}" for name, value in changed.items()) or "every setting is the default"
     unknown = _unknown(ini)
