@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: suites test lint types wheel clean
+.PHONY: suites test lint types docs wheel clean
 
 suites: .venv/installed
 	$(BIN)/python -m pytest suites/ --llm-profile balanced
@@ -20,6 +20,9 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+docs: .venv/installed
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q docs docs/_build/html
+
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -31,4 +34,4 @@ wheel: .venv/installed
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv dist build llm-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist build docs/_build docs/method docs/evaluation docs/reference llm-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
