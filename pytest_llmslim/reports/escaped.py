@@ -20,13 +20,13 @@ _UNPLAIN: Final = re.compile(r"[`|\\\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 _RULES: Final = (
     (re.compile(r"[\u200b-\u200f\u202a-\u202e\u2066-\u2069]"), ""),  # invisible, or turning the text around
     (re.compile(r"&"), "&amp;"),
+    (re.compile(r"#(?=\d)"), f"#{_APART}"),  # before entities, which have digits too
     (re.compile(r"<"), "&lt;"),
     (re.compile(r"([\\`*~$])"), r"\\\1"),
     (re.compile(r"(?<!\w)_|_(?!\w)"), r"\\_"),
     (re.compile(r"\]([(\[:])"), r"]\\\1"),
     (re.compile(r"\|"), "&#124;"),
     (re.compile(r"@(?=\w)"), f"@{_APART}"),
-    (re.compile(r"#(?=\d)"), f"#{_APART}"),
     (re.compile(r"://"), f":{_APART}//"),
     (re.compile(r"(?i)(www)\."), rf"\1{_APART}."),
 )
