@@ -87,3 +87,14 @@ def run(pytester, small, heavy, monkeypatch):
 
     monkeypatch.setattr(session, "choose_energy_meter", lambda device: NullMeter("switched off in this test"))
     return lambda *args, **options: pytester.runpytest("-p", "no:benchmark", *small(*args, **options))
+
+
+@pytest.fixture
+def llmslim(tmp_path, monkeypatch):
+    """Calls the command `llmslim` in this process, in a folder of its own: `accept` writes where it stands."""
+    from click.testing import CliRunner
+
+    from pytest_llmslim.commands import main
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])
