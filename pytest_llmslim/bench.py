@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from pytest_llmslim import gate
-from pytest_llmslim.conditions import busier
+from pytest_llmslim.candidates import name_of
+from pytest_llmslim.conditions import BUSY_BASELINE, busier
 from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.perplexity import perplexity
 from pytest_llmslim.measure import Duet, Measured, Plan, Tally
@@ -42,12 +44,6 @@ if TYPE_CHECKING:
     from pytest_llmslim.session import Session
 
 
-BUSY_BASELINE = (
-    "baselines were measured while the machine was busy with other work; write them again on a quiet one, "
-    "or later runs there cannot be told from it"
-)
-
-
 class Bench:
     """Measures candidates of one test. Attributes load what they name when first read.
 
@@ -57,6 +53,7 @@ class Bench:
         suite: name of the test's module, and `test` of the test: the key of a baseline.
         thresholds: what this test will not ship.
         show: called with the first record and the candidate's seconds a timed forward pass.
+        earlier: asked with key, model and device for what the run that goes on has measured already.
     """
 
     def __init__(
@@ -67,10 +64,13 @@ class Bench:
         test: str,
         thresholds: gate.Thresholds,
         show: Callable[[Record, list[float]], None] | None = None,
+        earlier: Callable[[Key, str, str], Record | None] | None = None,
     ) -> None:
         self._session, self._case = session, case
         self._suite, self._test, self._thresholds, self._show = suite, test, thresholds, show
+        self._earlier = earlier
         self.records: list[Record] = []
+        self.taken: list[Record] = []
 
     @property
     def reference(self) -> LoadedModel:
@@ -107,34 +107,45 @@ class Bench:
         Raises:
             SlimError: the candidate cannot be made or measured, with the reason.
         """
+        key = self._key(candidate, label)
+        if any(record.key == key for record in self.records):
+            raise MeasurementError(
+                f"{key.recipe} was measured twice in {self._test}; give the second one another label=."
+            )
+        if self._earlier and (record := self._earlier(key, self._case.model, self._session.device)):
+            self._close(record)
+            self.records.append(record)
+            self.taken.append(record)
+            return record
         made = (
             self._session.candidate(self._case)
             if candidate is None
             else self._session.bring(self._case, candidate, label)
         )
-        name = label or made.name
-        if any(record.key.recipe == name for record in self.records):
-            raise MeasurementError(
-                f"{name} was measured twice in {self._test}; give the second one another label=."
-            )
-        subject = f"{name} on {self._case.label}"
-        key = Key(self._suite, self._test, self._case.label, name)
-        level = self._session.level(key, self._thresholds)
+        subject = f"{key.recipe} on {self._case.label}"
+        level = self._session.level(key, self._thresholds, again=bool(self.records))
         evaluations = self._session.examiner.examine(
             self._case, made, subject
         )  # before, since opt may rest on them
 
-        def judged(measured: Measured) -> Record:
-            return self._judged(self._record(made, measured, evaluations, key, subject), level)
+        def judged(measured: Measured, untimed: str = "") -> Record:
+            return self._judged(self._record(made, measured, evaluations, key, subject, untimed), level)
 
-        measured = self._run(made, subject, rounds, lambda measured: self._undecided(judged(measured)))
+        measured, untimed = self._run(
+            made, subject, rounds, lambda measured: self._undecided(judged(measured))
+        )
         self._session.check_reference(self._case.model, subject)
-        record = _settled(judged(measured))
+        record = _settled(judged(measured, untimed))
         self._close(record)
         self.records.append(record)
         if self._show and len(self.records) == 1 and measured.candidate.wall_ns:
             self._show(record, [ns / 1e9 for ns in measured.candidate.wall_ns])
         return record
+
+    def _key(self, candidate: torch.nn.Module | Compress | str | Path | None, label: str | None) -> Key:
+        recipe = self._case.recipe.text if self._case.recipe else ""
+        name = label or (recipe if candidate is None else name_of(candidate))
+        return Key(self._suite, self._test, self._case.label, name)
 
     def _run(
         self,
@@ -142,16 +153,22 @@ class Bench:
         subject: str,
         rounds: int | None,
         undecided: Callable[[Measured], Collection[str]],
-    ) -> Measured:
+    ) -> tuple[Measured, str]:
+        """What was measured, and why cost was not; empty where it was, or is not the method's own."""
         session, settings = self._session, self._session.settings
-        timed = session.workers == 1 and made.integrity.status != "simulated"
+        timed = made.integrity.status != "simulated"
         exactly = rounds if settings.rounds is None else settings.rounds
         plan = Plan(exactly, settings.seed, session.device, settings.max_rounds, timed)
         progress = session.progress(subject) if session.progress else None
+        session.tell(subject, "measuring")
         reference, text = self.reference.module, self.text
         torch.set_num_threads(settings.threads)  # a candidate's code may have changed it
         duet = Duet(reference, made.module, text, plan, session.meter, subject, progress)
-        return duet.run(undecided)
+        if timed and session.workers > 1:
+            duet.score_ahead()
+        with session.alone() if timed else nullcontext("") as untimed:
+            duet.plan = replace(plan, timed=timed and not untimed)
+            return duet.run(undecided), untimed
 
     def _undecided(self, record: Record) -> frozenset[str]:
         """The axes that need more blocks: of undecided gates, or for a baseline that is worth storing."""
@@ -191,8 +208,10 @@ class Bench:
     def _close(self, record: Record) -> None:
         """Tell the family of gates how this record's noisy ones ended."""
         outcomes = [verdict.outcome for verdict in record.verdicts if verdict.axis in gate.NOISY]
-        self._session.family.close(
-            decided=sum(outcome != "not comparable" for outcome in outcomes), failed=outcomes.count("failed")
+        self._session.close_gates(
+            decided=sum(outcome != "not comparable" for outcome in outcomes),
+            failed=outcomes.count("failed"),
+            again=bool(self.records),
         )
 
     def _record(
@@ -202,6 +221,7 @@ class Bench:
         evaluations: tuple[Evaluation, ...],
         key: Key,
         subject: str,
+        untimed: str,
     ) -> Record:
         session, passage = self._session, self.text
         reference_hash = session.reference_hash(self._case.model)
@@ -209,7 +229,7 @@ class Bench:
         candidate = _side(made.module, made.weights_hash, measured.candidate, passage, measured)
         ratio = _perplexity_ratio(measured)
         quality = combined(ratio, evaluations, session.settings.quality)
-        costs = _costs(measured, reference, candidate, made, session.workers)
+        costs = _costs(measured, reference, candidate, made, untimed)
         return Record(
             key=key,
             label=subject,
@@ -318,16 +338,16 @@ class Costs(NamedTuple):
     stored_bytes: Estimate
 
 
-def _costs(measured: Measured, reference: Side, candidate: Side, made: Candidate, workers: int) -> Costs:
-    """The ratios of cost; absent where they would not be the method's own."""
+def _costs(measured: Measured, reference: Side, candidate: Side, made: Candidate, untimed: str) -> Costs:
+    """The ratios of cost; absent where they would not be the method's own, or for the reason `untimed`."""
     ratio = candidate.stored_bytes / reference.stored_bytes
     size = Estimate(ratio, ratio, ratio, 1, "measured", "storage")
     if made.integrity.status == "simulated":
         none = no_estimate(made.integrity.sentence, method="simulated")
         # what is stored is real even where no kernel works on it
         return Costs(none, none, none, size if ratio < 1 else none)
-    if workers > 1:
-        none = no_estimate(f"cost is not measured while {workers} workers share the machine; run without -n")
+    if untimed:
+        none = no_estimate(untimed)
         return Costs(none, none, none, size)
     time = block_estimate(measured.time, "measured", measured.clock)
     wall = block_estimate(measured.wall, "measured", "perf_counter")

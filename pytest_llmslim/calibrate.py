@@ -20,10 +20,10 @@ from pytest_llmslim.errors import SettingError
 from pytest_llmslim.measure import QUICK_PAIRS, Duet, Measured, Plan
 from pytest_llmslim.models.storage import copy_model
 from pytest_llmslim.noise import LEAST_BLOCKS, REPLAYS, Calibration, Proposal, Series
+from pytest_llmslim.pace import watch
 from pytest_llmslim.pairs import energy_pairs, log_ratios
 from pytest_llmslim.reports.calibration import model_lines, proposal_lines
 from pytest_llmslim.reports.files import make_folder
-from pytest_llmslim.reports.progress import progress_of
 from pytest_llmslim.session import Session
 from pytest_llmslim.state import settings_of
 
@@ -59,7 +59,8 @@ def main(config: pytest.Config) -> int:
     pairs = _most_pairs(settings)
     limits = settings.limits()
     session = Session(settings)
-    session.progress = progress_of(config)
+    watched = watch(config)
+    session.progress = watched.line if watched else None
     try:
         _show(config, [(_headline(session), ("bold",)), ("", ())])
         calibrations = []

@@ -89,10 +89,12 @@ class Workshop:
         model: the reference as the user named it, and `label` as it is shown.
         device: where candidates lie.
         meter: of energy.
+        untimed: why what building costs cannot be told here; empty where it can.
     """
 
-    def __init__(self, model: str, label: str, device: str, meter: Meter) -> None:
+    def __init__(self, model: str, label: str, device: str, meter: Meter, untimed: str = "") -> None:
         self.model, self._label, self._device, self._meter = model, label, device, meter
+        self._untimed = untimed
         self._begun: Begun | None = None
 
     def build(
@@ -148,10 +150,10 @@ class Workshop:
             if isinstance(given, str | Path):
                 return Made(load(str(given)).module, [f"loaded from {model_label(str(given))}"])
             module = _apply(given, copy_model(reference)).to(self._device)
-            return Made(module.requires_grad_(False), [f"made by {_name(given)}"])
+            return Made(module.requires_grad_(False), [f"made by {name_of(given)}"])
 
         made, spent = self._timed(build)
-        return self._finish(label or _name(given), made, spent, reference, control=False)
+        return self._finish(label or name_of(given), made, spent, reference, control=False)
 
     def _timed(self, build: Callable[[], Made]) -> tuple[Made, Spent]:
         stopwatch = Stopwatch(self._device)
@@ -175,9 +177,10 @@ class Workshop:
         except SlimError as error:
             raise type(error)(f"{name} on {self._label}: {error}") from None
         seconds, energy = spent
-        if made.resumed:  # what was spent before the interruption is not known to this process
-            seconds = unmeasured("s", "perf_counter", made.resumed)
-            energy = unmeasured("J", energy.source, made.resumed)
+        # What was spent before an interruption is not known to this process.
+        if unknown := made.resumed or self._untimed:
+            seconds = unmeasured("s", "perf_counter", unknown)
+            energy = unmeasured("J", energy.source, unknown)
         build = Build(seconds, energy, tuple(made.sentences))
         return Candidate(name, module, weights_hash(module), build, integrity)
 
@@ -206,17 +209,22 @@ def _apply(function: Compress, module: torch.nn.Module) -> torch.nn.Module:
         raise
     except Exception as error:
         raise CompressionError(
-            f"{_name(function)} failed while compressing ({type(error).__name__}: {error})."
+            f"{name_of(function)} failed while compressing ({type(error).__name__}: {error})."
         ) from error
     result = module if result is None else result  # a function that changes its argument in place
     if not isinstance(result, torch.nn.Module):
         raise CompressionError(
-            f"{_name(function)} returns the compressed model or None, got {type(result).__name__}."
+            f"{name_of(function)} returns the compressed model or None, got {type(result).__name__}."
         )
     return result
 
 
-def _name(given: Any) -> str:  # noqa: ANN401
+def name_of(given: Any) -> str:  # noqa: ANN401
+    """What a candidate that the user brings is called when it has no label.
+
+    Raises:
+        ModelError: it is nothing that could be one.
+    """
     if isinstance(given, str | Path):
         return model_label(str(given))
     if isinstance(given, torch.nn.Module):

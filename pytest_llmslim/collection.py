@@ -15,7 +15,17 @@ from pytest_llmslim.errors import SettingError, SlimError
 from pytest_llmslim.recipe import Recipe, parse
 from pytest_llmslim.records import Key
 from pytest_llmslim.registry import Registry
-from pytest_llmslim.state import FIXTURE, is_ours
+from pytest_llmslim.state import (
+    COLLECTED,
+    FILES,
+    FIXTURE,
+    RECORDS,
+    TAKEN,
+    TOLD,
+    earlier_of,
+    is_ours,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -261,3 +271,39 @@ def thresholds_of(case: Case, settings: Settings) -> Thresholds:
     from pytest_llmslim.gate import Thresholds
 
     return Thresholds() if case.part else settings.thresholds(**case.keywords)
+
+
+# Reports -----------------------------------------------------------------------------------------------------
+
+
+def attach(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Put on a report of one of our tests what the controller has to know, as plain builtins.
+
+    Records go on the report of the call, and their figures where JUnit shows them: on the item, whose teardown
+    it reads.
+    """
+    from pytest_llmslim import deadline
+    from pytest_llmslim.encoding import to_builtins
+    from pytest_llmslim.reports import junit
+
+    case, key = case_of(item), key_of(item)
+    report.llmslim_label = case.id if case else item.name  # type: ignore[attr-defined]
+    report.llmslim_key = [key.suite, key.test, key.model, key.recipe] if key else []  # type: ignore[attr-defined]
+    config = item.config
+    reason = deadline.why_not() if settings_of(config).timeout else ""
+    earlier = earlier_of(config)
+    report.llmslim_remarks = [  # type: ignore[attr-defined]
+        *([f"--llm-timeout is not enforced: {reason}."] if reason else []),
+        *(() if isinstance(earlier, str) else earlier.remarks),
+    ]
+    if TOLD not in config.stash:  # the controller of xdist collects nothing itself
+        report.llmslim_plan = config.stash.get(COLLECTED, {})  # type: ignore[attr-defined]
+        report.llmslim_files = config.stash.get(FILES, {})  # type: ignore[attr-defined]
+        config.stash[TOLD] = True
+    records = item.stash.get(RECORDS, None)
+    if report.when != "call" or not records:
+        return
+    report.llmslim = [to_builtins(record) for record in records]  # type: ignore[attr-defined]
+    report.llmslim_taken = [record.key.recipe for record in item.stash.get(TAKEN, ())]  # type: ignore[attr-defined]
+    for record in records:
+        item.user_properties += junit.properties(record, alone=len(records) == 1)

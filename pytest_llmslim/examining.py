@@ -29,8 +29,6 @@ NO_CLASSIFIER = (
     "it asks a model for next tokens, and {} gives labels; ask for those, e.g. --llm-eval sms_spam or "
     "'classification(task=sst2)'"
 )
-SHARED = "cost is not measured while {} workers share the machine; run without -n"
-
 SIMULATED = "{} is simulated, so it has no cost of its own"
 
 
@@ -71,18 +69,13 @@ class Examiner:
         if is_classifier(reference) and not getattr(evaluation, "classifiers", False):
             raise NotApplicableError(NO_CLASSIFIER.format(case.label))
         told = session.progress(subject).say if session.progress else None
+        session.tell(subject, f"evaluation {name}")
         first, second = names_of(subject)
         asked = self._context(case, told, name)
         torch.set_num_threads(session.settings.threads)
         with torch.inference_mode():
             if isinstance(evaluation, Comparator):
-                reason = self._no_cost(candidate, subject)
-                if reason:
-                    return replace(figures_only(name, ()), notes=(reason,))
-                figures = evaluation.compare(
-                    reference, candidate.module, replace(asked, label=subject), session.meter
-                )
-                return replace(figures_only(name, figures), notes=sign_flips(figures, candidate.name))
+                return self._compared(reference, candidate, replace(asked, label=subject), name, evaluation)
             before = self._answers_of_reference(
                 case, evaluation, reference, replace(asked, label=first), name
             )
@@ -96,11 +89,23 @@ class Examiner:
             after = evaluation.answers(candidate.module, context)
         return paired(name, before, after, subject)
 
-    def _no_cost(self, candidate: Candidate, subject: str) -> str:
-        """Why costs of both models cannot be compared; empty where they can."""
+    def _compared(
+        self,
+        reference: torch.nn.Module,
+        candidate: Candidate,
+        context: EvalContext,
+        name: str,
+        evaluation: Comparator,
+    ) -> Evaluation:
+        """Costs of both models, while no other worker disturbs; or why they cannot be compared."""
         if candidate.integrity.status == "simulated":
-            return SIMULATED.format(subject)
-        return SHARED.format(self._session.workers) if self._session.workers > 1 else ""
+            return replace(figures_only(name, ()), notes=(SIMULATED.format(context.label),))
+        meter = self._session.meter
+        with self._session.alone() as reason:
+            if reason:
+                return replace(figures_only(name, ()), notes=(reason,))
+            figures = evaluation.compare(reference, candidate.module, context, meter)
+        return replace(figures_only(name, figures), notes=sign_flips(figures, candidate.name))
 
     def _answers_of_reference(
         self, case: Case, evaluation: Evaluator, reference: torch.nn.Module, context: EvalContext, name: str
@@ -133,7 +138,7 @@ class Examiner:
             data=settings.data,
             weights_hash=session.reference_hash(case.model),
             cache=None if settings.cache is None else Cache(settings.cache),
-            progress=None if told is None else lambda what: told(f"{name}: {what}" if what else ""),
+            progress=None if told is None else lambda what: told(f"evaluation {name}: {what}" if what else ""),
             trust_remote_code=settings.trust_remote_code,
         )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmslim.state import RECORDS, session_of
+from pytest_llmslim.state import RECORDS, TAKEN, earlier_of, session_of
 
 if TYPE_CHECKING:
     from pytest_llmslim.bench import Bench
@@ -34,8 +34,10 @@ def llm(request: pytest.FixtureRequest, llm_case: Case) -> Bench:
     session = session_of(request.config)
     suite, test = key_names(request.node)
     shown = partial(benchmark_figures.show, request)
-    bench = Bench(session, llm_case, suite, test, thresholds_of(llm_case, session.settings), shown)
-    request.node.stash[RECORDS] = bench.records
+    found = earlier_of(request.config)
+    earlier = None if isinstance(found, str) else partial(found.of_test, request.node.path)
+    bench = Bench(session, llm_case, suite, test, thresholds_of(llm_case, session.settings), shown, earlier)
+    request.node.stash[RECORDS], request.node.stash[TAKEN] = bench.records, bench.taken
     return bench
 
 

@@ -6,16 +6,20 @@ a worker measured before it crashed is kept. Every record is on disk as soon as 
 
 from __future__ import annotations
 
+import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmslim.state import COLLECTED, RECORDS, settings_of
+from pytest_llmslim.state import COLLECTED, WATCH, earlier_of, settings_of, watch_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_llmslim.records import Record
+    from pytest_llmslim.ablation import Attribution
+    from pytest_llmslim.records import Key, Record
+    from pytest_llmslim.resuming import Book, Earlier
     from pytest_llmslim.run_records import Origin, Run
 
 INTERRUPTED = (
@@ -35,30 +39,88 @@ class Ledger:
         self.troubles: list[str] = []
         self.missing: tuple[str, ...] = ()
         self.remarks: list[str] = []
-        self.interrupted = False
+        self.interrupted = self.stopped = False
         self.updated = False
         self.written: list[str] = []
-        self._origin: Origin | None = None
+        self._began = time.time()
+        self._book: Book | None = None
+        self._taken = 0
+        self._kept: list[Key] = []
         self._baselines: tuple[Record, ...] = ()
         self._collected: dict[str, list[list[str]]] = {}
+        self._files: dict[str, str] = {}
         self._passed: set[tuple[str, ...]] = set()
         self._reasons: dict[tuple[str, ...], str] = {}
+        self._ended = 0
+
+    # The beginning -----------------------------------------------------------------------------------------
+
+    @pytest.hookimpl
+    def pytest_sessionstart(self) -> None:
+        """Refuse to go on with a run of other settings before anything runs."""
+        earlier_of(self.config)
+
+    @pytest.hookimpl
+    def pytest_report_header(self) -> list[str]:
+        """What `--llm-resume` found."""
+        found = earlier_of(self.config)
+        if isinstance(found, str):
+            return [f"llmslim: {found}"] if found else []
+        results = self._near(settings_of(self.config).results)
+        return [f"llmslim: {results} has {len(found.records)} records of the run of {found.origin.started}"]
+
+    @property
+    def _earlier(self) -> Earlier | None:
+        """The run that goes on."""
+        found = earlier_of(self.config)
+        return None if isinstance(found, str) else found
 
     # What arrives ------------------------------------------------------------------------------------------
 
-    @pytest.hookimpl
+    @pytest.hookimpl(tryfirst=True)  # a moving line is gone before pytest writes
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the records off a report, and note how the test ended."""
+        self._wipe()
         label = getattr(report, "llmslim_label", None)
         if label is None:
             return
-        remark = getattr(report, "llmslim_remark", "")
-        if remark and remark not in self.remarks:
-            self.remarks.append(remark)
-        records = getattr(report, "llmslim", ())
-        for data in records:
-            self._take(data)
+        self._learn(report)
+        records = [self._take(data) for data in getattr(report, "llmslim", ())]
+        self._taken += len(getattr(report, "llmslim_taken", ()))
         self._note(report, label, measured=bool(records))
+        self._ended += report.when == "teardown"
+        watch = watch_of(self.config)
+        if watch:
+            watch.note(report, records, "" if report.passed else _first_line(report))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Show how a test of ours ended, behind what pytest shows."""
+        watch = self.config.stash.get(WATCH, None)
+        if watch:
+            watch.ended(nodeid)
+
+    def _wipe(self) -> None:
+        watch = self.config.stash.get(WATCH, None)
+        if watch:
+            watch.screen.wipe()
+
+    def _learn(self, report: pytest.TestReport) -> None:
+        """What there is to do, from the first report of a process; and what the user is to know."""
+        for remark in getattr(report, "llmslim_remarks", ()):
+            self.remark(remark)
+        plan = getattr(report, "llmslim_plan", None)
+        if plan is None:
+            return
+        self._collected, self._files = self._collected or plan, report.llmslim_files
+        watch = watch_of(self.config)
+        if watch and not watch.pace.total:
+            watch.pace.plan(plan["running"])
+
+    def remark(self, sentence: str) -> None:
+        """Keep a sentence for the summary."""
+        if sentence not in self.remarks:
+            self.remarks.append(sentence)
 
     def _note(self, report: pytest.TestReport, label: str, *, measured: bool) -> None:
         key = tuple(getattr(report, "llmslim_key", None) or ())
@@ -77,6 +139,11 @@ class Ledger:
         """Learn from a worker of xdist what there was to do."""
         self._collected = getattr(node, "workeroutput", {}).get("llmslim", self._collected)
 
+    def lost(self, label: str, key: tuple[str, ...], reason: str) -> None:
+        """Note a test that went down with its worker: what was reported of it came from the controller alone."""
+        self.unmeasured.append((label, reason))
+        self._reasons[key] = reason
+
     def keep(self, records: list[Record]) -> None:
         """Take records of a test that will have no report."""
         from pytest_llmslim.encoding import to_builtins
@@ -84,22 +151,25 @@ class Ledger:
         for record in records:
             self._take(to_builtins(record))
 
-    def _take(self, data: dict[str, Any]) -> None:
-        import json
+    def _take(self, data: dict[str, Any]) -> Record:
         from dataclasses import replace
 
         from pytest_llmslim import runs
         from pytest_llmslim.encoding import from_builtins
         from pytest_llmslim.records import Record
+        from pytest_llmslim.resuming import Book
 
-        self.records.append(from_builtins(Record, data))
-        if len(self.records) == 1:
+        record = from_builtins(Record, data)
+        self.records.append(record)
+        if self._book is None:
             self._write("run.json", runs.rest_of(replace(self.run(), interrupted=True)))
-        self._write("results.jsonl", json.dumps(data, sort_keys=True) + "\n", append=len(self.records) > 1)
+            self._book = Book(self._write, self._files, self._earlier)
+        self._book.add(record)
+        return record
 
     # The end of the run ------------------------------------------------------------------------------------
 
-    @pytest.hookimpl
+    @pytest.hookimpl(tryfirst=True)  # before pytest writes its XML
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the summary, and the baselines where asked; fail where a comparison went away silently."""
         chosen = settings_of(self.config) if self._has_something() or self._all_keys() else None
@@ -110,8 +180,11 @@ class Ledger:
             pytest.ExitCode.TESTS_FAILED,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         )
+        self.stopped = self.interrupted or bool(session.shouldfail or session.shouldstop)
+        self._wipe()
+        self._remark_on_resuming()
         failed = False
-        if not (self.interrupted or session.shouldfail or session.shouldstop or _only_collects(self.config)):
+        if not (self.stopped or self.config.getoption("collectonly", False)):
             self.missing = self._absent(chosen.baseline)
             failed = chosen.strict and bool(self.missing)
         self._baselines = self._compared_with(chosen.baseline)
@@ -122,6 +195,23 @@ class Ledger:
             failed |= not self.updated
         if failed and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _remark_on_resuming(self) -> None:
+        """What was taken, what was left alone, and that there is something to go on with."""
+        from pytest_llmslim import resuming
+
+        found, keys = earlier_of(self.config), self._all_keys()
+        sentences = [found] if isinstance(found, str) else []
+        if not isinstance(found, str):
+            met = {record.key for record in self.records}
+            partly = keys.get("running") != keys.get("collected") or _narrowed(self.config)
+            self._kept = [key for key in found.records if key not in met and (partly or self.stopped)]
+            sentences += resuming.told(found, self._taken, self.origin, len(self.records), len(self._kept))
+        ended, planned = self._ended, len(keys.get("running", ()))
+        if self.stopped and ended < planned:
+            sentences.append(resuming.STOPPED.format(ended, planned))
+        for sentence in filter(None, sentences):
+            self.remark(sentence)
 
     def _has_something(self) -> bool:
         return bool(self.records or self.unmeasured or self.missing or self.remarks)
@@ -156,31 +246,37 @@ class Ledger:
             return
         import json
 
+        from pytest_llmslim.encoding import to_builtins
         from pytest_llmslim.reports.files import summary
 
-        if not self.records:
+        if not (self.records or self._earlier):
             self._write("results.jsonl", "")  # those of an earlier run are not of this one
         found = summary(self.records, self.unmeasured)
-        found |= {"missing": list(self.missing), "interrupted": self.interrupted}
+        found |= {"missing": list(self.missing), "interrupted": self.stopped}
         if settings_of(self.config).ablate:
-            found["ablation"] = self._ablation()
+            found["ablation"] = to_builtins(self._attributions())
         self._write("summary.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Of what this process does; a run that goes on keeps that of its first part."""
+        from pytest_llmslim.origin import origin
+
+        folder, words = self.config.invocation_params.dir, self.config.invocation_params.args
+        changed = settings_of(self.config).changed
+        return origin(folder, ["pytest", *map(str, words)], changed, began=self._began)
 
     def run(self) -> Run:
         """All that is known of this run so far."""
-        from pytest_llmslim.origin import origin
         from pytest_llmslim.run_records import Missed, Run
 
-        if self._origin is None:
-            folder, words = self.config.invocation_params.dir, self.config.invocation_params.args
-            self._origin = origin(folder, ["pytest", *map(str, words)], settings_of(self.config).changed)
         return Run(
-            origin=self._origin,
+            origin=self._earlier.origin if self._earlier else self.origin,
             records=tuple(self.records),
             baselines=self._baselines,
             unmeasured=tuple(Missed(*pair) for pair in self.unmeasured),
             missing=self.missing,
-            interrupted=self.interrupted,
+            interrupted=self.stopped or bool(self._kept),
         )
 
     def _compared_with(self, folder: Path) -> tuple[Record, ...]:
@@ -197,16 +293,23 @@ class Ledger:
 
     def _write_run(self) -> None:
         """`run.json`, the history, and the reports that were asked for."""
-        from pytest_llmslim import outputs
+        from pytest_llmslim import outputs, pace
+        from pytest_llmslim.reports import junit
 
         if not self._has_something():
             return
         run = outputs.finished(self.run(), settings_of(self.config).results)
+        if self._book and self._earlier:
+            self._book.end([*(record.key for record in self.records), *self._kept])
+        watch = self.config.stash.get(WATCH, None)
+        if watch:
+            self._write(pace.DURATIONS, watch.pace.text())
         for name, text in outputs.kept(run).items():
             self._write(name, text)
         self.written, troubles = outputs.write(run, settings_of(self.config))
         for sentence in troubles:
             self._trouble(sentence)
+        junit.tell_suite(self.config, run)
         self.config.hook.pytest_llmslim_report(config=self.config, run=run)
 
     def _update(self, folder: Path, *, anchor: bool) -> bool:
@@ -225,13 +328,11 @@ class Ledger:
         return True
 
     def _write(self, name: str, text: str, *, append: bool = False) -> None:
-        from pytest_llmslim.reports.files import make_folder
+        from pytest_llmslim.reports import files
 
         folder = settings_of(self.config).results
         try:
-            make_folder(folder)
-            with (folder / name).open("a" if append else "w", encoding="utf-8") as file:
-                file.write(text)
+            files.write(folder, name, text, append=append)
         except OSError as error:
             self._trouble(
                 f"{folder / name} cannot be written ({error.strerror}); give another folder with --llm-results."
@@ -248,6 +349,7 @@ class Ledger:
             return
         from pathlib import Path
 
+        from pytest_llmslim.reports import ablation
         from pytest_llmslim.reports.terminal import Shown, lines
 
         settings = settings_of(config)
@@ -262,7 +364,7 @@ class Ledger:
             config.get_verbosity() > 0,
             terminalreporter._tw.fullwidth,
             missing=(*self.missing, *self.remarks),
-            attributions=self._attributions() if settings.ablate else (),
+            attributions=tuple(ablation.lines(self._attributions())),
             saved=self._near(settings.save) if settings.save else "",
             written=tuple(self._near(Path(path)) for path in self.written),
         )
@@ -270,17 +372,11 @@ class Ledger:
         for line, markup in lines(shown):
             terminalreporter.write_line(line, **dict.fromkeys(markup, True))
 
-    def _ablation(self) -> list[dict[str, Any]]:
+    def _attributions(self) -> list[Attribution]:
+        """What each step contributes, with `--llm-ablate`."""
         from pytest_llmslim.ablation import attributions
-        from pytest_llmslim.encoding import to_builtins
 
-        return [to_builtins(each) for each in attributions(self.records)]
-
-    def _attributions(self) -> tuple[str, ...]:
-        from pytest_llmslim.ablation import attributions
-        from pytest_llmslim.reports import ablation
-
-        return tuple(ablation.lines(attributions(self.records)))
+        return [*attributions(self.records)] if settings_of(self.config).ablate else []
 
     def _near(self, path: Path) -> str:
         """A path as seen from where the user stands."""
@@ -288,42 +384,10 @@ class Ledger:
         return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def attach(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Put on a report of one of our tests what the controller has to know, as plain builtins.
-
-    Records go on the report of the call, and their figures where JUnit shows them: on the item, whose teardown
-    it reads.
-    """
-    from pytest_llmslim import collection, deadline
-    from pytest_llmslim.encoding import to_builtins
-    from pytest_llmslim.reports.files import figures
-
-    case, key = collection.case_of(item), collection.key_of(item)
-    report.llmslim_label = case.id if case else item.name  # type: ignore[attr-defined]
-    report.llmslim_key = [key.suite, key.test, key.model, key.recipe] if key else []  # type: ignore[attr-defined]
-    reason = deadline.why_not() if settings_of(item.config).timeout else ""
-    report.llmslim_remark = f"--llm-timeout is not enforced: {reason}." if reason else ""  # type: ignore[attr-defined]
-    records = item.stash.get(RECORDS, None)
-    if report.when != "call" or not records:
-        return
-    report.llmslim = [to_builtins(record) for record in records]  # type: ignore[attr-defined]
-    for record in records:
-        prefix = "llmslim." if len(records) == 1 else f"llmslim.{record.key.recipe}."
-        item.user_properties += [
-            (prefix + name, to_builtins(value))
-            for name, value in figures(record).items()
-            if value is not None
-        ]
-
-
 def _narrowed(config: pytest.Config) -> bool:
     """Whether tests or recipes were picked by name, so that what was collected is not all there is."""
     picked = any("::" in str(argument) for argument in config.args)
     return picked or bool(settings_of(config).recipes) or bool(config.getoption("lf", False))
-
-
-def _only_collects(config: pytest.Config) -> bool:
-    return bool(config.getoption("collectonly", False))
 
 
 def _first_line(report: pytest.TestReport) -> str:

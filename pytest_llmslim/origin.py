@@ -21,9 +21,10 @@ COMMITS = ("GITHUB_SHA", "CI_COMMIT_SHA")
 BRANCHES = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME")
 
 
-def now() -> str:
-    """UTC, ISO 8601 with seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(seconds: float | None = None) -> str:
+    """UTC, ISO 8601 with seconds; of another moment where its seconds since 1970 are given."""
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def origin(
@@ -31,8 +32,9 @@ def origin(
     command: Sequence[str],
     settings: Mapping[str, str],
     environ: Mapping[str, str] = os.environ,
+    began: float | None = None,
 ) -> Origin:
-    """The origin of a run that starts now.
+    """The origin of a run.
 
     Nothing is raised: what git cannot say is asked of the CI's variables, and is empty where nobody knows.
 
@@ -41,10 +43,11 @@ def origin(
         command: words of the command line.
         settings: that are not default, as text.
         environ: variables of the CI.
+        began: seconds since 1970; `None`: now.
     """
     import shlex
 
-    started = now()
+    started = now(began)
     return Origin(
         id=f"{started.replace('-', '').replace(':', '')}-{secrets.token_hex(2)}",
         started=started,

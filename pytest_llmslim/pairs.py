@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from pytest_llmslim.errors import MeasurementError
 from pytest_llmslim.evals.divergence import Compared, divergence, quantiles, rms
 from pytest_llmslim.evals.perplexity import token_nll
 from pytest_llmslim.models.classifiers import is_classifier
-from pytest_llmslim.records import Method, Reading, Sampling, unmeasured
+from pytest_llmslim.records import Estimate, Method, Reading, Sampling, no_estimate, unmeasured
+from pytest_llmslim.statistics import window_estimate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,10 +108,9 @@ class Scores:
         return tuple(self._windows[index][2] for index in sorted(self._windows))
 
     @property
-    def log_ratio(self) -> float:
-        """Log perplexity ratio over the windows so far."""
-        weighted = sum(difference * count for difference, count, _ in self._windows.values())
-        return weighted / max(1, sum(self.tokens))
+    def perplexity(self) -> Estimate:
+        """Perplexity ratio over the windows so far, with its interval."""
+        return window_estimate(self.nll_difference, self.tokens)
 
     @property
     def top1(self) -> float | None:
@@ -143,7 +143,7 @@ class Scores:
 class NoScores(Scores):
     """For classifiers: the windows are run for their cost, and of the logits [1, labels] nothing is kept."""
 
-    log_ratio = math.nan
+    perplexity = no_estimate(NO_PERPLEXITY)
     top1 = rms_dp = None
     kl_quantiles = (None, None)
     kl_by_position = ()
@@ -220,6 +220,20 @@ class Measured:
         """KL(reference || candidate) in nats, mean over all scored tokens."""
         total = math.fsum(kl * count for kl, count in zip(self.kl, self.window_tokens, strict=True))
         return total / sum(self.window_tokens)
+
+
+class Progress(NamedTuple):
+    """How far a measurement is.
+
+    Args:
+        done: pairs that were measured.
+        planned: pairs up to the next look; equals `done` only when the measurement is over.
+        perplexity: ratio candidate / reference over the windows so far.
+    """
+
+    done: int
+    planned: int
+    perplexity: Estimate
 
 
 def names_of(label: str) -> tuple[str, str]:

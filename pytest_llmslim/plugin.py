@@ -18,8 +18,10 @@ from pytest_llmslim.state import (
     COLLECTED,
     DEADLINE,
     ERRORS,
+    FILES,
     FIXTURE,
     FORESEEN,
+    LEASE,
     RECORDS,
     REFUSAL,
     SESSION,
@@ -92,6 +94,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_llmslim.ledger import Ledger
 
         config.pluginmanager.register(Ledger(config), "llmslim-ledger")
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
+        from pytest_llmslim import workers
+
+        workers.configure(config)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -150,7 +156,7 @@ def pytest_collection_modifyitems(
 
 
 def _arrange(config: pytest.Config, items: list[pytest.Item], ours: list[pytest.Item]) -> None:
-    from pytest_llmslim import collection
+    from pytest_llmslim import collection, resuming
 
     sentence = _refusal(config)
     if sentence and hasattr(config, "workerinput"):
@@ -164,6 +170,7 @@ def _arrange(config: pytest.Config, items: list[pytest.Item], ours: list[pytest.
     items[:] = kept
     config.stash[FORESEEN] = collection.expected(kept, settings_of(config))
     config.stash[COLLECTED] = collection.noted(ours, kept)
+    config.stash[FILES] = resuming.files_of(ours, config)
     if hasattr(config, "workeroutput"):  # the controller of xdist collects nothing itself
         config.workeroutput["llmslim"] = config.stash[COLLECTED]
 
@@ -240,7 +247,9 @@ def _set_deadline(item: pytest.Item) -> None:
     if seconds is not None:
         from pytest_llmslim import collection, deadline
 
-        item.stash[DEADLINE] = deadline.Deadline(collection.subject_of(item), seconds)
+        lease = item.config.stash.get(LEASE, None)
+        paused = (lambda: lease.waited_s) if lease else None
+        item.stash[DEADLINE] = deadline.Deadline(collection.subject_of(item), seconds, paused)
 
 
 def _guarded(item: pytest.Item) -> Generator[None, Any, Any]:
@@ -286,9 +295,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Put the records on the report as plain builtins: xdist carries them to the controller."""
     report: pytest.TestReport = yield
     if is_ours(item):
-        from pytest_llmslim import ledger
+        from pytest_llmslim import collection
 
-        ledger.attach(item, report)
+        collection.attach(item, report)
     return report
 
 

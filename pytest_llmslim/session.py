@@ -5,6 +5,7 @@ One reference and one candidate are held at a time; tests are sorted so that eac
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from dataclasses import replace
 from functools import partial
@@ -30,23 +31,28 @@ from pytest_llmslim.models.loading import LoadedModel, load_model
 from pytest_llmslim.models.saving import folder_name, save
 from pytest_llmslim.models.storage import weights_hash
 from pytest_llmslim.recipe import instantiate
-from pytest_llmslim.sequential import Family
+from pytest_llmslim.sequential import ALPHA, RESERVE, Family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from pytest_llmslim.collection import Case
     from pytest_llmslim.evals.text import Passage
+    from pytest_llmslim.lease import Lease
     from pytest_llmslim.meters import Meter
+    from pytest_llmslim.pace import Line
     from pytest_llmslim.records import Carbon, Key
-    from pytest_llmslim.reports.progress import Line
     from pytest_llmslim.settings import Settings
 
 WINDOW, TOKENS = 512, 8192
 ALIGNED_WINDOW = DOCUMENT_TOKENS + 1
 """BOS and one document of the embedded language: only then is the grammar's probability of a window exact."""
 GRAMMAR_TOKENS = 32 * DOCUMENT_TOKENS
+SHARED = (
+    "cost is not measured while {} workers share the machine and nothing keeps them apart; run without -n"
+)
+BUILT_BESIDE = "it was built beside other workers; run without -n"
 CHECKPOINTS = "checkpoints"
 """In the folder of the results: what lets an interrupted training go on."""
 
@@ -59,6 +65,7 @@ class Session:
         workers: processes that share the machine.
         foreseen: key and thresholds of every test that will run; the key's recipe is empty where a test brings
             its own candidate. Their noisy gates share one error.
+        lease: lets one of several workers measure while the others rest; `None`: they cannot be kept apart.
     """
 
     def __init__(
@@ -66,11 +73,14 @@ class Session:
         settings: Settings,
         workers: int = 1,
         foreseen: Sequence[tuple[Key, gate.Thresholds]] = (),
+        lease: Lease | None = None,
     ) -> None:
         self.settings = settings
         self.workers = workers
+        self._lease = lease
         self._foreseen = foreseen
         self._family: Family | None = None
+        self._unforeseen: Family | None = None
         self._carbon: Carbon | None = None
         self._fingerprint: dict[str, str] | None = None
         self.device = _device(settings.device)
@@ -92,10 +102,24 @@ class Session:
         return self._meter
 
     def _open_meter(self) -> Meter:
-        if self.workers > 1:
-            return NullMeter(f"{self.workers} workers share the machine")
-        meter = choose_energy_meter(self.device)
+        with self.alone() as reason:  # it looks how the machine's sources behave
+            meter = NullMeter(reason) if reason else choose_energy_meter(self.device)
         return subtract_idle(meter) if self.settings.energy == "net" else meter
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[str]:
+        """Nothing else of this run works on the device during the body, which may wait for that.
+
+        Yields:
+            Why cost cannot be measured now, as a sentence; empty where it can.
+        """
+        if self.workers == 1:
+            yield ""
+        elif self._lease is None:
+            yield SHARED.format(self.workers)
+        else:
+            with self._lease.exclusive() as reason:
+                yield reason
 
     @property
     def carbon(self) -> Carbon | None:
@@ -118,9 +142,27 @@ class Session:
             self._family = Family(sum(self._gates(key, thresholds) for key, thresholds in self._foreseen))
         return self._family
 
-    def level(self, key: Key, thresholds: gate.Thresholds) -> float:
-        """What each noisy gate of a measurement may spend over all its looks."""
-        return self.family.level(self._gates(key, thresholds))
+    def level(self, key: Key, thresholds: gate.Thresholds, *, again: bool = False) -> float:
+        """What each noisy gate of a measurement may spend over all its looks.
+
+        Args:
+            key: of the measurement.
+            thresholds: of its test.
+            again: it is a further one of its test, which collection could not foresee.
+        """
+        return self._family_of(again=again).level(self._gates(key, thresholds))
+
+    def close_gates(self, *, decided: int, failed: int, again: bool = False) -> None:
+        """Take note of the gates of a measurement, `again` as for `level`."""
+        self._family_of(again=again).close(decided=decided, failed=failed)
+
+    def _family_of(self, *, again: bool) -> Family:
+        """Of several workers each knows its own gates only: those that were not foreseen share the reserve evenly."""
+        if not again or self.workers == 1:
+            return self.family
+        if self._unforeseen is None:
+            self._unforeseen = Family(0, ALPHA * RESERVE / self.workers)
+        return self._unforeseen
 
     def _gates(self, key: Key, thresholds: gate.Thresholds) -> int:
         energy = self.energy_gated
@@ -151,6 +193,7 @@ class Session:
         if self._reference is None or self._reference.name != model:
             self._let_all_go()
             torch.set_num_threads(self.settings.threads)
+            self.tell(model_label(model), "loading")
             self._reference = load_model(
                 model,
                 device=self.device,
@@ -231,6 +274,7 @@ class Session:
         if self._candidate is None or self._candidate[:2] != (case.model, case.recipe.text):
             self._let_go()
             reference = self.reference(case.model)
+            self.tell(f"{case.recipe.text} on {case.label}", "building")
             methods = [instantiate(step, case.registry) for step in case.recipe.steps]
             candidate = self._workshop(case.model).build(
                 case.recipe, methods, reference.module, self._context(case)
@@ -265,7 +309,9 @@ class Session:
 
     def _workshop(self, model: str) -> Workshop:
         if self._bench is None or self._bench.model != model:
-            self._bench = Workshop(model, model_label(model), self.device, self.meter)
+            beside = BUILT_BESIDE if self.workers > 1 else ""
+            meter = NullMeter(beside) if beside else self.meter
+            self._bench = Workshop(model, model_label(model), self.device, meter, beside)
         return self._bench
 
     def _context(self, case: Case) -> Context:
@@ -278,9 +324,21 @@ class Session:
             case.label,
             reference.module,
             passage.rest,
-            self.progress(case.id).say if self.progress else None,
+            self._building(case),
             self.settings.results / CHECKPOINTS,
         )
+
+    def _building(self, case: Case) -> Callable[[str], None] | None:
+        """What shows the steps of building."""
+        if self.progress is None or case.recipe is None:
+            return None
+        line = self.progress(f"{case.recipe.text} on {case.label}")
+        return lambda what: line.say(f"building, {what}" if what else "")
+
+    def tell(self, subject: str, what: str) -> None:
+        """Show what is begun, where somebody watches."""
+        if self.progress is not None:
+            self.progress(subject).phase(what)
 
     def bring(
         self, case: Case, given: torch.nn.Module | Compress | str | Path, label: str | None
@@ -294,6 +352,7 @@ class Session:
         """
         self._let_go()
         reference = self.reference(case.model).module
+        self.tell(f"{label or 'a candidate'} on {case.label}", "building")
         load = partial(
             load_model,
             device=self.device,

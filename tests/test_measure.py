@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import math
 import random
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from pytest_llmslim.meters.null import NullMeter
 from pytest_llmslim.models.storage import copy_model
 from pytest_llmslim.pairs import energy_pairs, log_ratios
 from pytest_llmslim.records import Protocol, Reading, unmeasured
+from pytest_llmslim.statistics import window_estimate
 
 WINDOWS = 6
 
@@ -336,12 +338,29 @@ def test_the_same_seed_gives_the_same_order(duet):
     assert runs[0] == runs[1]
 
 
-def test_progress_counts_pairs_and_shows_the_ratio(duet):
-    """Called once a pair with what the next look needs, and at the end with the whole, which wipes the line."""
+def test_progress_counts_pairs_and_shows_the_ratio(duet, monkeypatch):
+    """Called after a pair with what the next look needs, and at the end with the whole, which wipes the line."""
+    monkeypatch.setattr("pytest_llmslim.measure.TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr("pytest_llmslim.measure.TOLD_SHARE", math.inf)
     calls = []
-    measured = duet(progress=lambda *call: calls.append(call))[0].run()
+    measured = duet(progress=calls.append)[0].run()
     assert [call[:2] for call in calls] == [*((i, 8) for i in range(1, 8)), (8, 8)]
-    assert calls[-1][2] == pytest.approx(sum(measured.nll_difference) / WINDOWS)
+    assert calls[-1].perplexity == window_estimate(measured.nll_difference, measured.window_tokens)
+    widths = [call.perplexity.high - call.perplexity.low for call in calls if call.done > 1]
+    assert widths[-1] < widths[0]
+
+
+def test_progress_takes_little_of_the_time(duet, monkeypatch):
+    """However long one call takes, all of them take a hundredth of the time."""
+    monkeypatch.setattr("pytest_llmslim.measure.TOLD_EVERY_S", 0.0)
+    calls = []
+
+    def slow(progress):
+        calls.append(progress.done)
+        time.sleep(0.02)
+
+    duet(progress=slow)[0].run()
+    assert calls == [1, 8]
 
 
 def nan(out):

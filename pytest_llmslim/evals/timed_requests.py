@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from pytest_llmslim.evals.blame import blaming
-from pytest_llmslim.measure import CACHE_BYTES, REPLACED, WARM_TOKENS, free_bytes
+from pytest_llmslim.measure import CACHE_BYTES, REPLACED, WARM_TOKENS
 from pytest_llmslim.meters.clock import Stopwatch, Ticks
 from pytest_llmslim.meters.disturbance import BACKWARDS, Watch
 from pytest_llmslim.models.decoding import Reader
-from pytest_llmslim.models.storage import movable, reallocate, stored_bytes
+from pytest_llmslim.models.storage import free_bytes, movable, reallocate, stored_bytes
 from pytest_llmslim.pairs import names_of
 from pytest_llmslim.readings import Reading
 

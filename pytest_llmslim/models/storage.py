@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Iterator
 
-__all__ = ["copy_model", "parameter_count", "reallocate", "stored_bytes", "stored_tensors", "weights_hash"]
+__all__ = [
+    "copy_model",
+    "free_bytes",
+    "parameter_count",
+    "reallocate",
+    "stored_bytes",
+    "stored_tensors",
+    "weights_hash",
+]
 
 _PADDING_BYTES = 1 << 16
 """Largest gap between two storages; above a page (4 KiB), so that the place within a page is random too."""
@@ -163,3 +172,10 @@ def _twin(tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
 def _elements(parameter: torch.Tensor) -> int:
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can still be allocated on a device."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -28,6 +28,23 @@ def make_folder(folder: Path) -> None:
         ignore.write_text("*\n")
 
 
+def write(folder: Path, name: str, text: str, *, append: bool = False) -> None:
+    """Write a file of the results: whole or not at all, or `append` to it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    make_folder(folder)
+    path = folder / name
+    if append:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return
+    beside = folder / f".{name}.part"
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
 def summary(records: Sequence[Record], unmeasured: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The run in one object: a short row per record, and what was not measured with the reason."""
     return {
