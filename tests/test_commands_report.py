@@ -49,7 +49,7 @@ def test_earlier_runs_of_a_device_become_history(llmslim, tmp_path, pages):
     """In whatever order they are given: the last is shown."""
     paths = [store(tmp_path / day, record(), origin=started(day)) for day in ("20", "22", "21")]
     found = llmslim("report", *paths, "-o", "out/all.html")
-    assert (found.exit_code, found.stdout) == (0, "report: out/all.html (1 records, 2 earlier runs)\n")
+    assert (found.exit_code, found.stdout) == (0, "report: out/all.html (1 record, 2 earlier runs)\n")
     assert (tmp_path / "out/all.html").read_text() == "<html>1</html>"
     assert pages[0].origin.started == "2026-11-22T10:00:00Z"
     assert [point.started[8:10] for point in pages[0].history] == ["20", "21"]
@@ -67,7 +67,7 @@ def test_devices_stand_side_by_side(llmslim, tmp_path, pages):
 def test_one_earlier_run_is_one(llmslim, tmp_path, pages):
     """Of a run and its own history."""
     paths = [store(tmp_path / day, record(), origin=started(day)) for day in ("20", "22")]
-    assert llmslim("report", *paths).stdout == "report: report.html (1 records, 1 earlier run)\n"
+    assert llmslim("report", *paths).stdout == "report: report.html (1 record, 1 earlier run)\n"
 
 
 def test_a_run_without_records_is_refused(llmslim, tmp_path, pages):
@@ -108,4 +108,4 @@ def test_history_that_a_folder_holds_is_kept(llmslim, tmp_path, pages):
     run = store(tmp_path / "run", record(), origin=started("22"))
     earlier = dataclasses.replace(runs.read(run), origin=started("19", "feed"))
     (run / runs.HISTORY).write_text(outputs.kept(earlier)[runs.HISTORY])
-    assert llmslim("report", run).stdout == "report: report.html (1 records, 1 earlier run)\n"
+    assert llmslim("report", run).stdout == "report: report.html (1 record, 1 earlier run)\n"

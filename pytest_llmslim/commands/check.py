@@ -57,4 +57,4 @@ def command(files: tuple[Path, ...], baseline: Path) -> None:
         click.echo(sentence, err=True)
     if broken or found:
         raise click.exceptions.Exit(2 if broken else 1)
-    click.echo(f"{lines} baselines in {len(paths)} files are as they were written.")
+    click.echo(f"as they were written: baselines {lines}, files {len(paths)}")

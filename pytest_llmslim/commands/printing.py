@@ -31,7 +31,7 @@ def warn(sentence: str) -> None:
 def about(path: Path, run: Run, name: str = "") -> Line:
     """Where a run comes from, in one line, which begins with `name`."""
     origin = run.origin
-    words = [f"{len(run.records)} {'record' if len(run.records) == 1 else 'records'}"]
+    words = [f"{len(run.records)} record{'s' * (len(run.records) != 1)}"]
     words += [f"of {origin.started}"] if origin.started else []
     if origin.commit:
         branch = f" on {origin.branch}" if origin.branch else ""

@@ -44,7 +44,8 @@ def command(run: tuple[Path, ...], output: Path) -> None:
         )
     whole = runs.merged(runs.latest(found))
     printing.write(output, outputs.html(whole))
+    records = f"{len(whole.records)} record{'s' * (len(whole.records) != 1)}"
     devices = f", {len(whole.devices)} devices" if len(whole.devices) > 1 else ""
     earlier = len({point.run for point in whole.history})
-    history = f", {earlier} earlier {'run' if earlier == 1 else 'runs'}" if earlier else ""
-    click.echo(f"report: {output} ({len(whole.records)} records{devices}{history})")
+    history = f", {earlier} earlier run{'s' * (earlier != 1)}" if earlier else ""
+    click.echo(f"report: {output} ({records}{devices}{history})")
