@@ -36,11 +36,11 @@ def check(settings: Settings) -> None:
 
         raise MissingExtraError(f"--llm-report: {NO_PLOTLY}.")
     named = {name: getattr(settings, name) for name in ("report", "markdown", "csv", "json")}
-    asked = {name: path for name, path in named.items() if path is not None}
+    asked = {name: path.resolve() for name, path in named.items() if path is not None}
     for name, path in asked.items():
         if path.is_dir():
             raise SettingError(f"--llm-{name} is a file, got the folder {path}; add a name.")
-        if path.parent == settings.results and path.name in _OURS:
+        if path.parent == settings.results.resolve() and path.name in _OURS:
             raise SettingError(
                 f"--llm-{name}: {path} is a file of the results themselves; give another name."
             )
