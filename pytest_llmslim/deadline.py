@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmslim.errors import TimeLimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 AGAIN_S = 10.0
 """When the alarm rings again: code that catches every error has swallowed it, and what cleans up needs a moment."""
 SOON_S = 1e-3
+LATER_S = 0.1
+"""When the alarm rings next while a test waits, which does not count."""
 
 _ACTIVITIES = (
     ("pytest_llmslim.models.loading", "", "loading a model"),
@@ -47,11 +49,13 @@ class Deadline:
     Args:
         subject: names the test in the error, e.g. `int4 on gpt2`.
         seconds: from now.
+        paused: gives seconds that do not count, from any beginning on: those that a test waits for other workers.
     """
 
-    def __init__(self, subject: str, seconds: float) -> None:
+    def __init__(self, subject: str, seconds: float, paused: Callable[[], float] | None = None) -> None:
         self.subject, self.seconds = subject, seconds
-        self._due = time.monotonic() + seconds
+        self._paused = paused or float
+        self._began_s = time.monotonic() - self._paused()
         self._error: TimeLimitError | None = None
         self._over = False
 
@@ -84,6 +88,10 @@ class Deadline:
         if self._error is not None:
             raise self._error from None
 
+    @property
+    def _due(self) -> float:
+        return self._began_s + self.seconds + self._paused()
+
     def _arm(self) -> None:
         self._others_handler = signal.getsignal(signal.SIGALRM)
         remaining, self._others_interval = signal.setitimer(signal.ITIMER_REAL, 0)
@@ -110,6 +118,8 @@ class Deadline:
             self._schedule()
             if callable(self._others_handler):
                 self._others_handler(number, frame)
+        if self._error is None and self._due > self._next:
+            self._next = max(self._due, now + LATER_S)
         if self._over or now < self._next:
             self._schedule()
             return

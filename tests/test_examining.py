@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 CONFTEST = """
@@ -109,14 +111,19 @@ def test_the_command_line_adds_evaluations(asked):
     result.stdout.fnmatch_lines(["  told(right=4): acc*"])
 
 
-def test_costs_are_not_compared_beside_other_workers(asked):
-    """Their machine is shared; answers are had all the same."""
+@pytest.mark.parametrize("locks", [True, False])
+def test_costs_are_compared_beside_other_workers_that_rest(asked, pytester, locks):
+    """Where nothing makes them rest, answers are had all the same."""
+    if not locks:
+        without = "import os, sys\nif 'PYTEST_XDIST_WORKER' in os.environ: sys.modules['fcntl'] = None\n"
+        (pytester.path / "conftest.py").write_text(without + textwrap.dedent(CONFTEST))
     result = asked("--llm-eval", "sizes", "-n", "2")
 
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(
-        ["    cost is not measured while 2 workers share the machine; run without -n"]
-    )
+    reason = "    cost is not measured while 2 workers share the machine and nothing keeps them apart; run without -n"
+    result.stdout.fnmatch_lines(["*layers *2.00 *2.00 *" if locks else reason])
+    if locks:
+        result.stdout.no_fnmatch_line(reason)
 
 
 def test_what_breaks_is_named(asked):

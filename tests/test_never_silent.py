@@ -267,7 +267,10 @@ SLOW = """
 def test_under_xdist_a_tenfold_slowdown_is_no_silent_pass(
     pytester, run, small, stored, accepted, option, code
 ):
-    """Two workers time nothing: that is said, as is a baseline without a test, and both fail where strict."""
+    """Two workers that nothing keeps apart time nothing: that is said, as is a baseline without a test."""
+    pytester.makeconftest(
+        "import os, sys\nif 'PYTEST_XDIST_WORKER' in os.environ: sys.modules['fcntl'] = None"
+    )
     pytester.makepyfile(test_own=SLOW)
     stored(("test_old", "int8"))
     result = pytester.runpytest_subprocess("-n", "2", "-p", "no:benchmark", option, *small())
