@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,9 +203,12 @@ def test_the_hook_shown_in_the_docs_writes_a_report_of_its_own(pytester, small, 
 # pytest-benchmark -------------------------------------------------------------------------------------------
 
 
+# Not imported here: it brings a finder of packages that pytester takes away again, and with it all packages.
+@pytest.mark.skipif(
+    find_spec("pygal") is None, reason="needs pygal: pip install 'pytest-benchmark[histogram]'"
+)
 def test_histograms_of_pytest_benchmark_show_our_timings(pytester, small):
     """It draws the replayed rounds as its own; a file a model, with the recipe's test in it."""
-    pytest.importorskip("pygal", reason="histograms need pygal: pip install 'pytest-benchmark[histogram]'")
     own_test(pytester)
     result = pytester.runpytest_subprocess("--benchmark-histogram=drawn", *small(rounds=8))
     result.assert_outcomes(passed=1)
