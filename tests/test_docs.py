@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import dataclasses
 import importlib
 import inspect
+import json
 import re
-from pathlib import Path
+import tomllib
 
 import pytest
+import yaml
+from documented import PAGES, ROOT, blocks, name, texts
 
 from pytest_llmslim import settings
 from pytest_llmslim.catalogue import BUILTIN_METHODS
 from pytest_llmslim.conformance import KINDS, MethodInvariants, invariants_of
 from pytest_llmslim.eval_catalogue import BUILTIN_EVALUATIONS
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+READ = {
+    "python": ast.parse,
+    "json": json.loads,
+    "toml": tomllib.loads,
+    "yaml": lambda text: list(yaml.safe_load_all(text)),
+    "ini": lambda text: configparser.ConfigParser().read_string(text),
+}
+SHOWN = {"console", "bash", "sh", "text", "markdown", "html", "csv"}
+"""Languages of blocks in which there is nothing to parse; commands are looked at in test_docs_commands.py."""
 
 
-def blocks(page, language):
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_option_that_is_written_about_exists(page):
     """No page names an option that is not there."""
     known = {option.flag for option in settings.OPTIONS} | {"--llm-*"}
@@ -69,23 +76,34 @@ def signature(spec):
     return f"{spec.name}({', '.join(shown)})" if shown else spec.name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    """Relative links name files that are there."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    """Relative links name files that are there, and headings that those files have."""
+    for target in re.findall(r"\]\(([^):]+)\)", page.read_text()):
+        file, _, heading = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        assert not heading or heading in headings(path), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_blocks_parse(page):
-    """Python shown is Python."""
-    for block in blocks(page, "python"):
-        ast.parse(block)
+def headings(page):
+    """The anchors that GitHub and the site give the headings of a page."""
+    plain = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_parse(page):
+    """What is shown as Python, JSON, TOML, YAML or an ini file is that; no block is of a language unknown here."""
+    for block in blocks(page):
+        assert block.language in READ.keys() | SHOWN
+        READ.get(block.language, str)(block.text)
 
 
 def test_the_readme_tests_run(pytester, run, tiny_folder):
     """The tests shown to users pass or fail by their limits, on a tiny model."""
-    code = "import torch\n" + "\n".join(blocks(ROOT / "README.md", "python"))
+    code = "import torch\n" + "\n".join(texts(ROOT / "README.md", "python"))
     code = code.replace("path/to/original", str(tiny_folder)).replace(", max_opt=0.9", "")
     code = code.replace("path/to/our/compressed-checkpoint", str(tiny_folder))
     pytester.makepyfile(test_readme=code)
@@ -98,7 +116,7 @@ def test_the_readme_tests_run(pytester, run, tiny_folder):
 @pytest.fixture
 def extended(pytester):
     """A project with the files of docs/extending.md."""
-    method, conftest, invariants, strategy = blocks(ROOT / "docs/extending.md", "python")
+    method, conftest, invariants, strategy = texts(ROOT / "docs/extending.md", "python")
     pytester.makepyfile(
         narrow=method, conftest=conftest, test_narrow=invariants, test_strategy_of_the_docs=strategy
     )
@@ -136,7 +154,7 @@ def test_the_strategy_of_the_docs_draws(extended, heavy):
 
 def test_the_evaluation_of_the_docs_is_asked(pytester, run):
     """A third party's evaluation is one file and one hook, as shown."""
-    _, sums, conftest = blocks(ROOT / "docs/evaluations.md", "python")
+    _, sums, conftest = texts(ROOT / "docs/evaluations.md", "python")
     test = """
         import pytest
 
