@@ -19,6 +19,7 @@ def _no_settings_from_outside(monkeypatch):
     """A developer's own LLMSLIM_* variables do not reach the tests."""
     for name in [name for name in os.environ if name.startswith("LLMSLIM_")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)  # inner runs would write into the summary of CI
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,7 @@ def test_rows_are_regressions_first_then_the_largest_change():
     assert rows[0] == ["**failed**", "`c` on `gpt2`", "perplexity", "1.020 → 1.122 [1.116, 1.128]", "+10.0 %"]
     assert [row[:3] for row in rows[1:3]] == [
         ["**inconclusive**", "`b` on `gpt2`", "time"],
-        ["not gated, worse", "`c` on `gpt2`", "opt"],
+        ["not judged, worse", "`c` on `gpt2`", "opt"],
     ]
     assert [
         "passed, better",
@@ -119,6 +119,14 @@ def test_rows_are_regressions_first_then_the_largest_change():
         "-0.98 %",
     ] in rows
     assert not any("`d`" in row[1] for row in rows)
+
+
+@pytest.mark.parametrize(("against", "cell"), [("threshold", "against a limit"), ("anchor", "+10.0 %")])
+def test_a_limit_is_not_about_the_change_from_the_baseline(against, cell):
+    """A candidate may be as it was and past the limit all the same."""
+    new = named("a", perplexity=quality(1.122))
+    new = dataclasses.replace(new, verdicts=(Verdict("perplexity", "failed", "a: too much.", against),))
+    assert rows_of(shown(new, old=[named("a")]))[0][-1] == cell
 
 
 def test_sentences_of_what_failed_stand_below():

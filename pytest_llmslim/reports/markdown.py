@@ -149,9 +149,9 @@ def _rows(each: Compared) -> list[_Row]:
         if verdict.outcome in _BAD:
             bad.setdefault(_figure_of(verdict, each), []).append(verdict)
     changes = {change.figure: change for change in each.changes}
-    rows = [_row(each, figure, changes.get(figure), worst(verdicts)) for figure, verdicts in bad.items()]
+    rows = [_row(each, figure, changes.get(figure), verdicts) for figure, verdicts in bad.items()]
     return rows + [
-        _row(each, figure, change, None)
+        _row(each, figure, change, ())
         for figure, change in changes.items()
         if change.moved and figure not in bad
     ]
@@ -165,25 +165,29 @@ def _figure_of(verdict: Verdict, each: Compared) -> str:
     return next(names, verdict.evaluation)
 
 
-def _row(each: Compared, figure: str, change: Change | None, outcome: Outcome | None) -> _Row:
+def _row(each: Compared, figure: str, change: Change | None, bad: Sequence[Verdict]) -> _Row:
+    """`bad`: what stands against the figure."""
     old = change.old if change else getattr(each.old, figure, None)
     new = change.new if change else getattr(each.new, figure, None)
     by = change.change if change else None
-    said = f"**{outcome}**" if outcome else _moved(each, figure, better=change is not None and change.better)
+    outcome = worst(bad)
+    said = f"**{outcome}**" if bad else _moved(each, figure, better=change is not None and change.better)
+    # Past a limit against the reference, a change from the baseline is not what the verdict is about.
+    limit = bool(bad) and all(verdict.against == "threshold" for verdict in bad)
     cells = (
         said,
         f"{code(each.key.recipe)} on {code(each.key.model)}",
         plain(_SHOWN.get(figure, figure)),
         "-" if figure == "integrity" else f"{_number(old)} → {_number(new, interval=True)}",
-        plain(units.percent(by)),
+        "against a limit" if limit else units.percent(by),
     )
-    return _Row((WORST_FIRST.index(outcome or "passed"), -abs(by or 0.0)), cells)
+    return _Row((WORST_FIRST.index(outcome), -abs(by or 0.0)), cells)
 
 
 def _moved(each: Compared, figure: str, *, better: bool) -> str:
     """The word for a figure that no verdict stands against."""
     gated = any(_figure_of(verdict, each) == figure for verdict in each.verdicts)
-    return f"{'passed' if gated else 'not gated'}, {'better' if better else 'worse'}"
+    return f"{'passed' if gated else 'not judged'}, {'better' if better else 'worse'}"
 
 
 def _number(estimate: Estimate | None, *, interval: bool = False) -> str:
