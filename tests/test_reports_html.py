@@ -134,6 +134,19 @@ def test_a_yes_is_bounded_by_what_was_measured(count, unmeasured, missing):
     assert found.notes == (unmeasured, missing)
 
 
+def test_stored_records_are_no_answer():
+    """A folder of baselines is shown too, and nothing was decided on it."""
+    found = data.answer(Run(records=(recipe("int4", verdicts=()),)))
+    assert (found.word, found.sentence) == ("No verdict", "No rule was held against these records.")
+
+
+def test_machines_of_one_name_are_told_apart():
+    """A fingerprint is more than the name of a CPU, and each is told once."""
+    other = dataclasses.replace(recipe("int8"), fingerprint={"cpu": "EPYC", "threads": "8"})
+    found = data.machines(Run(records=(recipe("int4"), other, recipe("kd"))))
+    assert [(machine.id, machine.title) for machine in found] == [("m0", "EPYC (1)"), ("m1", "EPYC (2)")]
+
+
 def best(*records):
     return data.best_of(ranked(records)).replace("\u00a0", " ")
 
@@ -142,11 +155,13 @@ def test_the_best_recipe_and_why():
     """Of those that did not fail the one of the lowest score, with what it costs and saves."""
     cheap = recipe("cheap", "failed", time=blocks(0.1), energy=blocks(0.1))
     assert best(recipe("int4", time=blocks(0.8), energy=blocks(0.7)), cheap) == (
-        "Best: int4 with opt 0.773: perplexity +2.0 %, time -20.0 %, energy -30.0 %, bytes -86.0 %"
+        "Best of those that did not fail: int4 with opt 0.773: perplexity +2.0 %, time -20.0 %, energy -30.0 %, "
+        "bytes -86.0 %"
     )
     assert best(recipe("int4", energy_method="estimated")).endswith(
         "energy -30.0 % (estimated), bytes -86.0 %"
     )
+    assert best(recipe("int4")).startswith("Best: int4 with opt ")
     assert best(recipe("int4", "inconclusive")).endswith("; its verdict is inconclusive")
 
 
@@ -510,6 +525,6 @@ def test_two_devices_make_one_page():
     gpu = dataclasses.replace(recipe("int4", time=blocks(0.5)), fingerprint={"cpu": "x", "gpu": "H200"})
     run = runs.merged([Run(records=(recipe("int4"),)), Run(records=(gpu,), baselines=(gpu,))])
     shown = contents(run)
-    assert list(shown["machines"]) == ["H200", "EPYC"]
+    assert [machine.title for machine in shown["machines"]] == ["EPYC", "H200"]
     assert len(shown["panels"]) == 2
     assert shown["panels"]["r0"].moved

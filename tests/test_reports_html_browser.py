@@ -244,6 +244,8 @@ def test_details_open_with_their_plots(show):
     asked.get_by_text("What got worse").click()
     assert "What is 2 + 2?" in asked.locator(".questions").inner_text()
     assert "3 answers went from right to wrong" in asked.inner_text()
+    asked.get_by_role("link", name="EPYC").click()
+    assert "threads" in tab.locator("#m0").inner_text()
 
 
 def test_an_address_opens_its_details(show, report):
@@ -265,6 +267,8 @@ def test_history_follows_the_recipe(show):
     assert canvas.evaluate("(plot) => plot.data.map((t) => [t.name, t.x.length])") == [
         [name, 2] for name in ("perplexity", "time", "energy", "bytes", "opt")
     ]
+    tab.locator("#history").get_by_text("Show as a table").click()
+    assert tab.locator("#history tbody tr").nth(2).inner_text() == "time\t2026-01-01 00:00 abababa\t0.8"
 
 
 def test_the_keyboard_alone_will_do(show):

@@ -67,7 +67,7 @@ def contents(run: Run) -> dict[str, Any]:
         "scores": {group.id: plots.scores(group.named) for group in groups},
         "panels": {each.id: panels.panel(each, compared.get(id(each.record))) for each in named},
         "history": tuple(_history(run, named)),
-        "machines": _machines(run),
+        "machines": data.machines(run),
         "parts": data.parts(groups),
         "profiles": PROFILES,
         "glyphs": data.GLYPHS,
@@ -87,11 +87,6 @@ def _history(run: Run, named: Sequence[data.Named]) -> Iterable[panels.Plot]:
             yield panels.Plot(
                 f"{each.id}-history", title, "Figures by run, oldest first.", plots.history(these)
             )
-
-
-def _machines(run: Run) -> dict[str, dict[str, str]]:
-    """The fingerprint of each device, of its first record."""
-    return {device_of(record.fingerprint): record.fingerprint for record in reversed(run.records)}
 
 
 def _plotly() -> str:

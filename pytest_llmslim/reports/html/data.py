@@ -122,6 +122,8 @@ def answer(run: Run) -> Answer:
     records = run.records
     if not records:
         return Answer("inconclusive", "Nothing was measured", "No candidate gave a record.", notes)
+    if not any(record.verdicts for record in records):
+        return Answer("new", "No verdict", "No rule was held against these records.", notes)
     state = run.outcome
     if state == "passed":
         return _passed(run, notes)
@@ -195,7 +197,8 @@ def best_of(records: Sequence[Record]) -> str:
     told = (f"{score}: {', '.join(parts)}" if parts else score).replace(" %", "\N{NO-BREAK SPACE}%")
     sure = "" if first.outcome != "inconclusive" else "; its verdict is inconclusive"
     if (first.opt.value or 0) < 1:
-        return f"Best: {told}{sure}"
+        failed = any(record.outcome == "failed" for record in records)
+        return f"{'Best of those that did not fail' if failed else 'Best'}: {told}{sure}"
     return f"No recipe scores better than the reference (1); lowest is {told}{sure}"
 
 
@@ -316,6 +319,27 @@ def interval(found: Estimate) -> str:
     if not found.known:
         return found.method
     return MARK.get(found.method, "") + units.ratio(found.value, found.low, found.high)
+
+
+# Machines ---------------------------------------------------------------------------------------------------
+
+
+class Machine(NamedTuple):
+    """A fingerprint, its id in the page, and how it is called there."""
+
+    id: str
+    title: str
+    fingerprint: dict[str, str]
+
+
+def machines(run: Run) -> tuple[Machine, ...]:
+    """Each fingerprint once; machines of one name are numbered."""
+    found = list({tuple(sorted(r.fingerprint.items())): r.fingerprint for r in run.records}.values())
+    alike = Counter(device_of(each) for each in found)
+    return tuple(
+        Machine(f"m{i}", device_of(each) + (f" ({i + 1})" if alike[device_of(each)] > 1 else ""), each)
+        for i, each in enumerate(found)
+    )
 
 
 # For the script ---------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from pytest_llmslim.reports.details import metering, payback, sampling
 from pytest_llmslim.reports.evaluations import value_of
 from pytest_llmslim.reports.html import plots
 from pytest_llmslim.reports.html.data import interval
-from pytest_llmslim.run_records import device_of
 from pytest_llmslim.score import parts_sentence
 
 if TYPE_CHECKING:
@@ -250,7 +249,6 @@ def origin(record: Record) -> Iterable[tuple[str, str]]:
     """Where the numbers come from, beyond each one's own source."""
     key, protocol = record.key, record.protocol
     yield "test", f"{key.suite}::{key.test}"
-    yield "machine", device_of(record.fingerprint)
     start = f"BOS + {protocol.window - 1}" if protocol.bos else f"{protocol.window} without BOS"
     yield (
         "protocol",

@@ -119,7 +119,7 @@ def _front(points: Sequence[tuple[Named, Estimate, Estimate]]) -> Figure:
         "text": _labels(best),
         "name": "front",
         "mode": "lines+markers+text",
-        "marker": {"size": 14, "opacity": 0},
+        "marker": {"size": 20, "opacity": 0},
         "textposition": "bottom center",
         "line": {"shape": "hv", "width": 1.5, "dash": "dot"},
         "meta": "ink",
@@ -324,7 +324,7 @@ def _series(name: str, values: Sequence[float | None]) -> Figure:
         "name": name,
         "meta": name,
         "mode": "lines+markers",
-        "line": {"width": 1.5},
+        "line": {"width": 1.5, "dash": "dot" if name == "wall" else "solid"},  # often it lies over time
         "marker": {"size": 6},
         "hovertemplate": "%{x}: %{y:.4~g}<extra>%{fullData.name}</extra>",
     }

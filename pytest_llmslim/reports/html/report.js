@@ -169,6 +169,10 @@
   function current(trace, of) {
     const ids = trace.customdata;
     if (trace.name === "best") return { ...trace, ...ring(of) };
+    if (trace.name === "front") { // the ring has a name of its own
+      const text = ring(of).text?.[0];
+      return { ...trace, text: trace.text.map((name) => (text === `<b>${name}</b>` ? "" : name)) };
+    }
     if (!ids) return trace;
     const keep = ids.map((id) => !hidden.has(id));
     const y = trace.name === "chosen" ? ids.map((id) => finite(scoreOf(byId.get(id)))) : trace.y;
@@ -205,7 +209,7 @@
         textfont: { color: colour("ink"), size: 11 }, showlegend: !["best", "front"].includes(trace.name) };
     });
     const axis = (found) => ({ gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, automargin: true,
-      fixedrange: narrow, ...found, title: { font: { size: 12 }, ...found?.title } });
+      fixedrange: narrow, ...found, title: { font: { size: 12 }, standoff: 12, ...found?.title } });
     const layout = { ...of.layout, xaxis: axis(of.layout.xaxis), yaxis: axis(of.layout.yaxis),
       shapes: (of.layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: colour("muted") } })),
       annotations: (of.layout.annotations ?? []).map((note) => ({ ...note, bgcolor: colour("card") })),
@@ -247,7 +251,7 @@
     const body = raw.data.filter((trace) => !["front", "best"].includes(trace.name)).flatMap((trace) =>
       current(trace, raw).x.map((x, i) => {
         const now = current(trace, raw);
-        const name = now.customdata && byId.get(now.customdata[i]).name;
+        const name = now.customdata ? byId.get(now.customdata[i]).name : trace.text?.[i].replace("<br>", " ");
         const cells = [trace.name, point || !name ? x : name, now.y[i]];
         if (point) cells.splice(1, 0, name);
         return cells;
@@ -292,8 +296,8 @@
   }), { rootMargin: "200px" });
   all(".canvas").forEach((canvas) => seen.observe(canvas));
   all("thead button").forEach((button) => button.addEventListener("click", () => click(button)));
-  all("a[href^='#r']").forEach((link) => link.addEventListener("click", (event) => {
-    if (!byId.has(link.hash.slice(1))) return;
+  all("a[href^='#']").forEach((link) => link.addEventListener("click", (event) => {
+    if ($(link.hash.slice(1))?.tagName !== "DETAILS") return;
     event.preventDefault();
     history.replaceState(null, "", link.hash);
     open(link.hash.slice(1));
