@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
@@ -48,7 +49,7 @@ def test_a_command_can_be_typed(page, words, pytestconfig):
     elif program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     else:
-        assert program in ("pip", "git", "mkdir", "cd", "cat", "hf", "export"), f"what is {program}?"
+        assert program in ("pip", "git", "mkdir", "cd", "cat", "echo", "hf", "export"), f"what is {program}?"
 
 
 def there(page, files):
@@ -76,8 +77,10 @@ RUN = [page for page in PAGES if any("run" in block.asked for block in blocks(pa
 
 @pytest.fixture(scope="module")
 def heavier(heavy):
-    """What else measuring imports, before pytester remembers what was imported: it registers operators, once."""
+    """What else is imported, before pytester remembers what was: operators of torchao, and classes of stored runs."""
     pytest.importorskip("torchao.quantization")
+    for room in (*(f"commands.{command}" for command in main.list_commands(None)), "outputs", "run_records"):
+        importlib.import_module(f"pytest_llmslim.{room}")
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def run(project, words):
     if words[0] == "pytest":
         return int(project.runpytest("-p", "no:benchmark", *words[1:]).ret)
     if words[0] == "llmslim":
-        result = CliRunner().invoke(main, words[1:])
+        result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
         print(result.output)
         return result.exit_code
     return subprocess.run(words, cwd=project.path, check=False, env=os.environ).returncode
