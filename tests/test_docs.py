@@ -101,7 +101,7 @@ def test_blocks_parse(page):
         READ.get(block.language, str)(block.text)
 
 
-def test_the_readme_tests_run(pytester, run, tiny_folder):
+def test_the_readme_tests_run(heavier, pytester, run, tiny_folder):
     """The tests shown to users pass or fail by their limits, on a tiny model."""
     code = "import torch\n" + "\n".join(texts(ROOT / "README.md", "python"))
     code = code.replace("path/to/original", str(tiny_folder)).replace(", max_opt=0.9", "")
@@ -113,8 +113,14 @@ def test_the_readme_tests_run(pytester, run, tiny_folder):
     result.stdout.fnmatch_lines(["*nothing was compressed*"])
 
 
+@pytest.fixture(scope="module")
+def heavier(heavy):
+    """What an inner run would import, and could not import again: torchao registers operators."""
+    pytest.importorskip("torchao.quantization")
+
+
 @pytest.fixture
-def extended(pytester):
+def extended(heavier, pytester):
     """A project with the files of docs/extending.md."""
     method, conftest, invariants, strategy = texts(ROOT / "docs/extending.md", "python")
     pytester.makepyfile(
@@ -140,19 +146,19 @@ def test_the_method_of_the_docs_works(extended, run):
 
 
 @pytest.mark.parametrize("asked", [["--llm-conformance", "narrow"], ["test_narrow.py"]])
-def test_the_method_of_the_docs_keeps_the_invariants(extended, heavy, asked):
+def test_the_method_of_the_docs_keeps_the_invariants(extended, asked):
     """Asked for by name or as a class, but for the one that it waives, with its reason."""
     result = extended.runpytest(*asked, "-p", "no:benchmark", "-rs")
     result.assert_outcomes(passed=len(invariants_of(MethodInvariants)) - 1, skipped=1)
     result.stdout.fnmatch_lines(["*waived: bfloat16 is what it is for"])
 
 
-def test_the_strategy_of_the_docs_draws(extended, heavy):
+def test_the_strategy_of_the_docs_draws(extended):
     """A property of a user's own."""
     extended.runpytest("test_strategy_of_the_docs.py", "-p", "no:benchmark").assert_outcomes(passed=1)
 
 
-def test_the_evaluation_of_the_docs_is_asked(pytester, run):
+def test_the_evaluation_of_the_docs_is_asked(heavier, pytester, run):
     """A third party's evaluation is one file and one hook, as shown."""
     _, sums, conftest = texts(ROOT / "docs/evaluations.md", "python")
     test = """
