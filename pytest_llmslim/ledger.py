@@ -143,6 +143,7 @@ class Ledger:
         """Note a test that went down with its worker: what was reported of it came from the controller alone."""
         self.unmeasured.append((label, reason))
         self._reasons[key] = reason
+        self._ended += 1
 
     def keep(self, records: list[Record]) -> None:
         """Take records of a test that will have no report."""
@@ -180,7 +181,8 @@ class Ledger:
             pytest.ExitCode.TESTS_FAILED,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         )
-        self.stopped = self.interrupted or bool(session.shouldfail or session.shouldstop)
+        short = 0 < self._ended < len(self._all_keys().get("running", ()))  # all workers went down
+        self.stopped = bool(self.interrupted or session.shouldfail or session.shouldstop or short)
         self._wipe()
         self._remark_on_resuming()
         failed = False
@@ -208,7 +210,7 @@ class Ledger:
             self._kept = [key for key in found.records if key not in met and (partly or self.stopped)]
             sentences += resuming.told(found, self._taken, self.origin, len(self.records), len(self._kept))
         ended, planned = self._ended, len(keys.get("running", ()))
-        if self.stopped and ended < planned:
+        if self.stopped and 0 < ended < planned:
             sentences.append(resuming.STOPPED.format(ended, planned))
         for sentence in filter(None, sentences):
             self.remark(sentence)

@@ -41,8 +41,9 @@ def heavy():
         "codecarbon",
         "safetensors.torch",
     )
-    ours = ("session", "bench", "ledger", "reports.terminal", "reports.files", "embedded.grammar")
-    for name in (*libraries, *(f"pytest_llmslim.{room}" for room in ours)):
+    ours = ("session", "bench", "ledger", "outputs", "pace", "resuming", "embedded.grammar")
+    reports = ("reports.terminal", "reports.files")
+    for name in (*libraries, *(f"pytest_llmslim.{room}" for room in (*ours, *reports))):
         importlib.import_module(name)
 
 

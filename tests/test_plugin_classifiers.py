@@ -10,7 +10,6 @@ from classifying import save_classifier, taught_classifier, toy_rows
 from own_tests import own_test
 
 from pytest_llmslim.records import Estimate, Evaluation, no_estimate
-from pytest_llmslim.reports.progress import Line
 from pytest_llmslim.score import combined
 
 
@@ -165,13 +164,3 @@ def test_opt_rests_on_labels_alone():
     assert (nothing.worsening, chance.worsening) == (None, None)
     assert "sms_spam is no part of opt: the reference's weighted_f1 " in chance.notes[0]
     assert "no perplexity" in combined(none, [found], ["perplexity", "sms_spam"]).worsening.reason
-
-
-def test_progress_without_perplexity(monkeypatch):
-    """The line counts pairs and shows no number that there is not."""
-    line = Line("int8", None, None)
-    shown = []
-    monkeypatch.setattr(line, "_show", shown.append)
-    line(3, 8, float("nan"))
-    line(4, 8, 0.0)
-    assert shown == [" int8: pair 3 of 8", " int8: pair 4 of 8, perplexity +0.00 %"]

@@ -24,7 +24,6 @@ from pytest_llmslim.records import (
 )
 from pytest_llmslim.reports.details import details
 from pytest_llmslim.reports.files import row, summary
-from pytest_llmslim.reports.progress import Line, progress_of
 from pytest_llmslim.reports.terminal import Shown, lines, ranked
 
 
@@ -479,83 +478,6 @@ def test_the_summary_file_has_what_stands_behind_the_figures():
     assert (blank["method"], blank["reason"]) == ("unmeasured", "no energy meter")
     assert blank["candidate_g_per_million_tokens"] is None
     assert row(record())["carbon"] is None
-
-
-class Terminal:
-    """A reporter that keeps what is written."""
-
-    def __init__(self, isatty=True):
-        self.isatty, self.written, self._tw = isatty, "", self
-
-    def write(self, text):
-        self.written += text
-
-    def flush(self):
-        pass
-
-
-class Capture:
-    """Notes that capture was off while something was written."""
-
-    def __init__(self):
-        self.entered = 0
-
-    def global_and_fixture_disabled(self):
-        import contextlib
-
-        self.entered += 1
-        return contextlib.nullcontext()
-
-
-def test_the_progress_line_moves_and_is_wiped():
-    """Pair n of m with the ratio so far; nothing stays after the last pair."""
-    terminal, capture = Terminal(), Capture()
-    line = Line("int4 on m", terminal, capture)
-    line(1, 3, math.log(1.05))
-    line(2, 3, 0.0)  # too soon after the first
-    line(3, 3, 0.0)
-    assert " int4 on m: pair 1 of 3, perplexity +5.00 %" in terminal.written
-    assert "pair 2" not in terminal.written
-    assert terminal.written.endswith("\x1b7\x1b[K\x1b8")
-    assert capture.entered == 2
-
-
-def test_the_progress_line_stays_while_a_measurement_goes_on():
-    """The number of pairs grows at each look that decides nothing; only the last call wipes the line."""
-    terminal, capture = Terminal(), Capture()
-    line = Line("int4 on m", terminal, capture)
-    for done, pairs in ((31, 32), (33, 48)):
-        line.last = 0.0
-        line(done, pairs, 0.0)
-    assert "pair 33 of 48, perplexity +0.00 %" in terminal.written
-    assert not terminal.written.endswith("\x1b[K\x1b8")
-    line(48, 48, 0.0)
-    assert terminal.written.endswith("\x1b7\x1b[K\x1b8")
-
-
-@pytest.mark.parametrize(
-    ("isatty", "verbosity", "worker", "shown"),
-    [
-        (True, 0, False, True),
-        (True, 1, False, True),
-        (False, 0, False, False),
-        (True, -1, False, False),
-        (True, 0, True, False),
-    ],
-)
-def test_progress_is_shown_only_where_somebody_watches(isatty, verbosity, worker, shown):
-    """Not in logs, not under -q, not by workers."""
-    plugins = {"terminalreporter": Terminal(isatty), "capturemanager": Capture()}
-
-    class Config:
-        class pluginmanager:
-            getplugin = staticmethod(plugins.get)
-
-        get_verbosity = staticmethod(lambda: verbosity)
-
-    if worker:
-        Config.workerinput = {}
-    assert (progress_of(Config()) is not None) == shown
 
 
 def test_a_narrow_terminal_gets_time_and_energy_without_intervals():

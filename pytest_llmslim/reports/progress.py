@@ -230,7 +230,11 @@ def left(seconds: float | None) -> str:
         return ""
     if seconds < 5:
         return ", a few seconds left"
-    return f", about {duration(seconds if seconds >= 90 else 10 * math.ceil(seconds / 10))} left"
+    return (
+        f", about {10 * math.ceil(seconds / 10)} s left"
+        if seconds <= 90
+        else f", about {duration(max(120, seconds))} left"
+    )
 
 
 def fitted(text: str, columns: int, end: str = "") -> str:
