@@ -334,6 +334,13 @@ def test_bars_that_tower_are_cut_and_say_so():
     assert figure["layout"]["yaxis"]["range"][1] < 1.2
 
 
+def test_long_names_are_cut_below_bars_only():
+    """And what plotly would take for HTML is text."""
+    axis = plots.scores(named(recipe("<b>" + 30 * "x")))["layout"]["xaxis"]
+    assert axis["tickvals"] == axis["categoryarray"] == ["&lt;b&gt;" + 30 * "x"]
+    assert axis["ticktext"] == ["&lt;b&gt;" + 20 * "x" + "…"]
+
+
 def test_plots_of_one_recipe():
     """Blocks as ratios, KL by position and by window; nothing where nothing was kept."""
     full = recipe("int4")

@@ -222,10 +222,12 @@ def test_every_plot_has_a_table(show):
     tab = show()
     figure = tab.locator("#g0 figure").first
     figure.get_by_text("Show as a table").click()
+    figure.locator("tbody tr").first.wait_for()
     texts = figure.locator("tbody tr").all_inner_texts()
     assert "passed\tint4\t0.9\t1.02" in texts
     figure = tab.locator("#g0 figure").nth(1)
     figure.get_by_text("Show as a table").click()
+    figure.locator("tbody tr").first.wait_for()
     assert any(text.startswith("chosen\tint4\t") for text in figure.locator("tbody tr").all_inner_texts())
 
 

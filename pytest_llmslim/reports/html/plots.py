@@ -37,6 +37,7 @@ SYMBOLS: Final[dict[Outcome, str]] = {
 _OVER: Final = "candidate / reference"
 _WIDE, _HIGH = 0.12, 0.05
 """Shares of the plot that a name takes."""
+_LETTERS: Final = 24
 _LOG: Final = 4.0
 """Largest / smallest value from which an axis is logarithmic."""
 
@@ -201,12 +202,24 @@ def scores(named: Sequence[Named]) -> Figure | None:
     traces[-1]["hovertemplate"] = "%{x}<br>%{y:.4~g}<extra>chosen weights</extra>"
     layout = {
         "barmode": "group",
-        "xaxis": {"type": "category", "tickangle": -40, "categoryorder": "array", "categoryarray": names},
+        "xaxis": {
+            "type": "category",
+            "tickangle": -40,
+            "categoryorder": "array",
+            "categoryarray": names,
+            "tickvals": names,
+            "ticktext": [_short(named[i].name) for i in shown],
+        },
         "yaxis": {"title": {"text": AXIS}, "range": [0, top]},
         "shapes": [_line("y")],
         "annotations": _cut(names, [[bars[i] for bars in found.values()] for i in shown], top),
     }
     return _figure(traces, layout)
+
+
+def _short(name: str) -> str:
+    """A name below a bar, which a long one would push off the page."""
+    return plain(name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…")
 
 
 def _bars(profile: str, names: Sequence[str], bars: Sequence[Estimate]) -> Figure:
