@@ -170,7 +170,7 @@ def _class(spec: Spec) -> Any:  # noqa: ANN401  # a dataclass, whichever the cat
 def _parameters(spec: Spec) -> str:
     if not spec.parameters:
         return ""
-    told = _arguments(inspect.getdoc(_class(spec)) or "")
+    told = _meanings(_class(spec))
     fields = {field.name: field.default for field in dataclasses.fields(_class(spec))}
     rows = [(f"`{name}`", _default(fields[name]), told.get(name, "")) for name in spec.parameters]
     return "## Parameters\n\n" + _numbers.table(("parameter", "default", "meaning"), rows)
@@ -178,6 +178,14 @@ def _parameters(spec: Spec) -> str:
 
 def _default(value: object) -> str:
     return "none" if value in (None, "", dataclasses.MISSING) else f"`{str(value).replace('True', 'true')}`"
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """What each parameter means; what a class does not say of its own stands at the class that it is derived from."""
+    found: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        found |= _arguments(inspect.cleandoc(each.__doc__ or ""))
+    return found
 
 
 def _arguments(docstring: str) -> dict[str, str]:

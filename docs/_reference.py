@@ -68,10 +68,10 @@ def pages() -> dict[str, str]:
 
 def _options() -> str:
     rows = [
-        (f"`{option.flag}`", f"`{option.ini}`", f"`{option.env}`", option.kind, _default(option), option.help)
+        (f"`{option.flag}`<br>`{option.ini}`<br>`{option.env}`", option.kind, _default(option), option.help)
         for option in OPTIONS
     ]
-    head = ("option", "ini", "environment", "kind", "default", "meaning")
+    head = ("option, ini, environment", "kind", "default", "meaning")
     return (
         "# Options\n\nThe command line wins over the environment, that over the ini file; a marker wins over all. A "
         "list is given by repeating the option, or by lines in the ini file. A flag has a form with `no`, e.g. "

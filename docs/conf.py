@@ -31,6 +31,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!pytest_llmslim).*"),
     (r"py:class", r"pytest_llmslim\.conformance\.subject\..*"),
 ]
+smartquotes = False  # they make one dash of the two of an option
 default_role = "literal"  # a single backtick in a docstring is code
 myst_heading_anchors = 4
 

@@ -62,6 +62,13 @@ def test_every_method_shows_numbers(site):
         assert "sha256" in text
 
 
+def test_every_parameter_has_a_meaning(site):
+    """From the docstring of its class, or of the one that it is derived from."""
+    for path in (ROOT / "docs").glob("*/*.md"):
+        for row in re.findall(r"^\| `\w+` \| .* \|$", path.read_text(), re.MULTILINE):
+            assert not row.endswith("|  |"), f"{path.stem}: {row}"
+
+
 def test_every_option_is_in_the_reference(site):
     """With its names in the ini file and the environment."""
     text = (site / "reference/options.html").read_text()
