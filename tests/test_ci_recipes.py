@@ -120,6 +120,17 @@ def test_hooks_are_valid(written):
     assert {key: ours[key] for key in local} == local
 
 
+def test_the_page_shows_what_is_written(written):
+    """The hook and the command of docs/ci.md are those of the recipes."""
+    page = (ROOT / "docs/ci.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert yaml.safe_load(shown) == yaml.safe_load((written / ".pre-commit-config.yaml").read_text())
+    job, _ = job_of(yaml.safe_load(text_of(written, WORKFLOW)), "measure")
+    (measure,) = [step["run"] for step in job["steps"] if step.get("name") == "Measure"]
+    command = re.search(r"^\$ (pytest .*?)\n```", page, re.DOTALL | re.MULTILINE)[1]
+    assert measure.replace('--llm-device "$DEVICE" ', "").split() == command.split()
+
+
 @pytest.mark.parametrize(
     ("changes", "failing", "skipped"),
     [
