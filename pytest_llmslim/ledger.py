@@ -110,7 +110,7 @@ class Ledger:
         for remark in getattr(report, "llmslim_remarks", ()):
             self.remark(remark)
         plan = getattr(report, "llmslim_plan", None)
-        if plan is None:
+        if not plan:  # not ours, or of a worker in which nothing can run
             return
         self._collected, self._files = self._collected or plan, report.llmslim_files
         watch = watch_of(self.config)
