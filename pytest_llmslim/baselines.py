@@ -27,6 +27,7 @@ from pytest_llmslim.baseline_files import (
     write,
 )
 from pytest_llmslim.errors import BaselineError
+from pytest_llmslim.readings import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,13 +42,17 @@ _FIGURES: Final = ("perplexity", "time", "energy", "stored_bytes", "opt")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an update did to one figure of one record; `None`: there was or is no such number."""
+    """What an update did to one figure of one record; `None`: there was or is no such number.
+
+    `marks` stand before the old and the new number: `~` for an estimated one (`readings.MARK`).
+    """
 
     label: str
     figure: str
     old: float | None
     new: float | None
     is_new: bool = False
+    marks: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
         return f"{self.label}: {self.text}"
@@ -58,7 +63,8 @@ class Change:
         change = f" ({units.percent(self.new / self.old - 1)})" if self.old and self.new else ""
         gone = self.new is None and self.figure not in _FIGURES
         change = " (not asked for now, so no longer stored)" if gone else change
-        return f"{self.name} {units.ratio(self.old)} -> {units.ratio(self.new)}{change}"
+        then, now = self.marks
+        return f"{self.name} {then}{units.ratio(self.old)} -> {now}{units.ratio(self.new)}{change}"
 
     @property
     def name(self) -> str:
@@ -84,7 +90,9 @@ def told(changes: Iterable[Change | Anchored]) -> list[str]:
     for (label, is_new), group in groupby(changes, key=lambda change: (change.label, change.is_new)):
         if is_new:
             figures = [
-                f"{change.name} {units.ratio(change.new)}" for change in group if isinstance(change, Change)
+                f"{change.name} {change.marks[1]}{units.ratio(change.new)}"
+                for change in group
+                if isinstance(change, Change)
             ]
             lines.append(f"{label}: new, {', '.join(figures)}")
         else:
@@ -268,7 +276,13 @@ def _changes(old: Record | None, new: Record) -> Iterator[Change]:
     for figure in dict.fromkeys((*now, *then)):
         value, before = now.get(figure), then.get(figure)
         if value != before:
-            yield Change(new.label, figure, before, value, is_new=old is None)
+            marks = (_mark(old, figure), _mark(new, figure))
+            yield Change(new.label, figure, before, value, is_new=old is None, marks=marks)
+
+
+def _mark(record: Record | None, figure: str) -> str:
+    estimate = getattr(record, figure) if record is not None and figure in _FIGURES else None
+    return MARK.get(estimate.method, "") if estimate is not None else ""
 
 
 def _figures(record: Record) -> dict[str, float | None]:

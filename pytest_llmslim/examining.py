@@ -138,7 +138,9 @@ class Examiner:
             data=settings.data,
             weights_hash=session.reference_hash(case.model),
             cache=None if settings.cache is None else Cache(settings.cache),
-            progress=None if told is None else lambda what: told(f"evaluation {name}: {what}" if what else ""),
+            progress=None
+            if told is None
+            else lambda what: told(f"evaluation {name}: {what}" if what else ""),
             trust_remote_code=settings.trust_remote_code,
         )
 

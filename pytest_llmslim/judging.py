@@ -115,7 +115,8 @@ def undecided(case: Case, axis: Axis, now: Interval, edges: Edges) -> tuple[str,
     least = [minimum_blocks(alpha * share) for alpha in (case.alpha, case.limits.pass_alpha)]
     if now.n < min(least):
         most = max(least)
-        return f"{now.n} blocks can decide nothing; it takes at least {most} ({_option(case, most)}).", True
+        blocks = "1 block" if now.n == 1 else f"{now.n} blocks"
+        return f"{blocks} can decide nothing; it takes at least {most} ({_option(case, most)}).", True
     needed = needed_samples(
         now,
         fail_above=edges.fail_above,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Method = Literal["measured", "sampled", "estimated", "simulated", "unmeasured"]
 """How a number was obtained. `sampled`: power readings integrated over time. `simulated`: it belongs to
 weights that were only rounded or masked, so no cost may be read off it."""
+
+MARK: Final = {"estimated": "~", "sampled": "^", "measured": ""}
+"""Stands before a number that was not simply measured."""
 
 
 @dataclass(frozen=True, slots=True)

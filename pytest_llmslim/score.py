@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_llmslim import units
 from pytest_llmslim.errors import ScoreError, SettingError
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import Estimate, Method, Profile, no_estimate
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _EXPONENT: Final = 1.5
 _CHANCE_SHARE: Final = 0.8
 
 _AND: Final = " + "
-_MARK: Final = {"estimated": "~", "sampled": "^"}
 
 # What a score inherits from its parts, worst first.
 _METHODS: Final[tuple[Method, ...]] = ("simulated", "unmeasured", "estimated", "sampled", "measured")
@@ -259,7 +259,7 @@ def parts_sentence(record: Record) -> str:
     each = ", ".join(f"{name} {units.significant(part.value)}" for name, part in parts.items())
     costs = [("T", record.time, record.profile.alpha), ("E", record.energy, record.profile.beta)]
     cost = " + ".join(
-        f"{weight:g} {name} {_MARK.get(part.method, '')}{units.significant(part.value)}"
+        f"{weight:g} {name} {MARK.get(part.method, '')}{units.significant(part.value)}"
         for name, part, weight in costs
         if weight > 0
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmslim import units
 from pytest_llmslim.noise import DEFAULTS, FOUND, GATES, REPLAYS
-from pytest_llmslim.reports.details import MARK
+from pytest_llmslim.readings import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

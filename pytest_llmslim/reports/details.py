@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pytest_llmslim import units
 from pytest_llmslim.breakeven import (
@@ -18,6 +18,7 @@ from pytest_llmslim.conditions import WALL_AGREES, wall_agrees
 from pytest_llmslim.judging import interval_of
 from pytest_llmslim.meters.crosscheck import AGREE, agree
 from pytest_llmslim.planning import detectable_by_blocks
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.reports import evaluations
 from pytest_llmslim.score import parts_sentence
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pytest_llmslim.records import Carbon, Divergence, Estimate, Reading, Record, Side
-
-MARK: Final = {"estimated": "~", "sampled": "^", "measured": ""}
 
 
 def details(record: Record) -> list[str]:

@@ -110,6 +110,7 @@ def _ratio(estimate: Estimate) -> str:
 
 
 def value_of(figure: Figure | None, side: int) -> str:
+    """A further number of the reference (side 0) or the candidate (1) with its unit; `-`: there is none."""
     value = None if figure is None else (figure.reference, figure.candidate)[side]
     if figure is None or value is None:
         return "-"

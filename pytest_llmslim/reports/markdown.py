@@ -10,8 +10,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_llmslim import units
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import WORST_FIRST, worst
-from pytest_llmslim.reports.details import MARK
 from pytest_llmslim.reports.escaped import code, plain
 from pytest_llmslim.reports.origins import footer, footer_of_two, next_step
 from pytest_llmslim.reports.terminal import ranked

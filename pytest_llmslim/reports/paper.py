@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llmslim import units
-from pytest_llmslim.reports.details import MARK
+from pytest_llmslim.readings import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,8 +14,8 @@ import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pytest_llmslim import units
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import worst
-from pytest_llmslim.reports.details import MARK
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

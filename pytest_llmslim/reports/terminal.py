@@ -7,8 +7,9 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llmslim import units
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.reports import evaluations
-from pytest_llmslim.reports.details import MARK, carbon_line, details, disagreements, disturbed, payback
+from pytest_llmslim.reports.details import carbon_line, details, disagreements, disturbed, payback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

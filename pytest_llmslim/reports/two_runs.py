@@ -9,8 +9,8 @@ from pytest_llmslim import units
 from pytest_llmslim.comparability import STORED_TOLERANCE
 from pytest_llmslim.comparison import FIGURES
 from pytest_llmslim.encoding import to_builtins
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import WORST_FIRST
-from pytest_llmslim.reports.details import MARK
 from pytest_llmslim.reports.terminal import COLOUR, sentences
 
 if TYPE_CHECKING:

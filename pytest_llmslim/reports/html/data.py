@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_llmslim import units
 from pytest_llmslim.encoding import to_builtins
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import WORST_FIRST
-from pytest_llmslim.reports.details import MARK
 from pytest_llmslim.reports.terminal import about, groups, legend, ranked, winner
 from pytest_llmslim.run_records import device_of
 from pytest_llmslim.score import LowerIsBetter, quality
