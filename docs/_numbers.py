@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_llmslim import runs, units
 from pytest_llmslim.conditions import wall_agrees
-from pytest_llmslim.reports.details import MARK
+from pytest_llmslim.readings import MARK
 from pytest_llmslim.run_records import device_of
 
 if TYPE_CHECKING:
