@@ -28,7 +28,7 @@ from pytest_llmslim.state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     import pytest
 
@@ -187,11 +187,17 @@ def case_of(item: pytest.Item) -> Case | None:
     return case if isinstance(case, Case) else None
 
 
-def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+def arrange(
+    items: Iterable[pytest.Item], first: Container[str] = ()
+) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Tests to run and to deselect; ours sorted by model, first step and recipe: each is loaded and built once.
 
     pytest orders chained session fixtures badly: three models by three methods loaded a model six times.
     The sort is stable and keeps tests that are not ours where they are, before ours.
+
+    Args:
+        items: that were collected.
+        first: node ids of those that go before all others (`--ff`).
     """
     items = list(items)
     dropped = [item for item in items if is_ours(item) and case_of(item) is None]
@@ -202,13 +208,15 @@ def arrange(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytes
     beginnings = list(dict.fromkeys(_beginning(recipe) for recipe in recipes))
     ours.sort(
         key=lambda pair: (
+            pair[1].nodeid not in first,
             models.index(pair[0].model),
             beginnings.index(_beginning(pair[0].recipe)),
             recipes.index(pair[0].recipe),
             pair[1].location[:2],
         )
     )
-    return [*others, *(item for _, item in ours)], dropped
+    ahead = [item for _, item in ours if item.nodeid in first]
+    return [*ahead, *others, *(item for _, item in ours[len(ahead) :])], dropped
 
 
 def _beginning(recipe: Recipe | None) -> str:

@@ -164,7 +164,9 @@ def _arrange(config: pytest.Config, items: list[pytest.Item], ours: list[pytest.
         return
     if sentence:
         raise pytest.UsageError(sentence)
-    kept, dropped = collection.arrange(items)
+    failed_first = config.getoption("failedfirst", False)  # without pytest's cache there is no such option
+    first = config.cache.get("cache/lastfailed", {}) if failed_first and config.cache else ()
+    kept, dropped = collection.arrange(items, first)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = kept
