@@ -157,7 +157,9 @@ def edited(directory: Path, path: Path) -> dict[Key, str]:
         stored, right = entry.get(_DIGEST), digest_of(entry)
         if stored != right:
             how = "has no digest" if stored is None else f"was edited by hand (digest {stored}, now {right})"
-            found[record.key] = f"{where}, {record.label} in {record.key.test}, {how}; {_RESTORE}."
+            # What an edited entry leaves as an anchor is replaced only where that is asked for.
+            anchor = " (this is an anchor: with --llm-update --llm-anchor, or --anchor)" if is_anchor(path) else ""
+            found[record.key] = f"{where}, {record.label} in {record.key.test}, {how}; {_RESTORE}{anchor}."
     return found
 
 

@@ -211,6 +211,14 @@ def test_the_next_step_follows_from_the_outcome(records, step):
     assert "goes on where it stopped" in shown(*records, interrupted=True)
 
 
+def test_a_loss_beside_the_anchor_is_accepted_with_the_anchor():
+    """A plain accept would leave the next run red."""
+    verdict = Verdict("perplexity", "failed", "worse than the anchor", "anchor")
+    step = next(line for line in shown(record(verdicts=(verdict,))).splitlines() if line.startswith("Next:"))
+    assert '--reason "..." --anchor`' in step
+    assert "`--llm-update --llm-anchor`" in step
+
+
 def test_the_footer_says_where_it_comes_from():
     """Commit, command, profile, device, text, and how much was compared."""
     last = shown(named("a"), named("b"), old=[named("a")]).splitlines()[-1]

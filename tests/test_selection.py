@@ -192,7 +192,7 @@ def test_quiet_and_verbose_change_what_is_shown_only(project, run):
         result = run(word, LIMIT, "-k", "1 or 3")
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines(
-            ["*compressed language models*", "failed: counted(part=2) on tiny-gpt2: *"]
+            ["*compressed language models*", "failed: counted(part=3) on tiny-gpt2: *"]
         )
         shown[word] = result.stdout.str()
     assert [f"{node(1)} PASSED" in shown[word] for word in shown] == [False, False, True]

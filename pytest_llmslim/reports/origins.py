@@ -22,15 +22,13 @@ def next_step(run: Run, found: Sequence[Compared]) -> list[str]:
     """How to accept what changed or is new; nothing where there is nothing to accept."""
     if run.interrupted:
         return ["Next: let the run end; with `--llm-resume` it goes on where it stopped.", ""]
-    outcomes = {
-        verdict.outcome
-        for each in found
-        for verdict in each.verdicts
-        if verdict.against in ("baseline", "anchor")
-    }
+    held = [verdict for each in found for verdict in each.verdicts if verdict.against in ("baseline", "anchor")]
+    outcomes = {verdict.outcome for verdict in held}
+    anchor = " --anchor" if any(v.against == "anchor" and v.outcome == "failed" for v in held) else ""
     folder = shlex.quote(run.origin.settings.get("results", FOLDER))
-    command = code(f'llmslim accept {folder} --reason "..."', COMMAND)
-    how = f"with {command}, or by a run with `--llm-update`, and commit the baselines."
+    command = code(f'llmslim accept {folder} --reason "..."{anchor}', COMMAND)
+    update = f"--llm-update{' --llm-anchor' if anchor else ''}"
+    how = f"with {command}, or by a run with `{update}`, and commit the baselines."
     if "failed" in outcomes:
         return [f"Next: make it better, or, where the loss is meant, accept it {how}", ""]
     if "new" in outcomes:
