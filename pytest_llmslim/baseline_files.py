@@ -39,7 +39,8 @@ _DIGEST: Final = "digest"
 _ADDED: Final = ("evaluations", "quality", "accepted")
 _ANEW: Final = "restore it from version control, or delete it and write it anew with --llm-update"
 _RESTORE: Final = (
-    "restore it from version control, or measure again and accept with --llm-update or llmslim accept"
+    "restore it from version control, or measure again and accept with --llm-update or llmslim accept (an anchor, "
+    "which an edited entry may have left, with --llm-anchor or --anchor too)"
 )
 _ANCHOR: Final = ".anchor"
 _LIKE_AN_ANCHOR: Final = re.compile(r"\.anchor_*", re.IGNORECASE)
@@ -157,9 +158,7 @@ def edited(directory: Path, path: Path) -> dict[Key, str]:
         stored, right = entry.get(_DIGEST), digest_of(entry)
         if stored != right:
             how = "has no digest" if stored is None else f"was edited by hand (digest {stored}, now {right})"
-            # What an edited entry leaves as an anchor is replaced only where that is asked for.
-            anchor = " (this is an anchor: with --llm-update --llm-anchor, or --anchor)" if is_anchor(path) else ""
-            found[record.key] = f"{where}, {record.label} in {record.key.test}, {how}; {_RESTORE}{anchor}."
+            found[record.key] = f"{where}, {record.label} in {record.key.test}, {how}; {_RESTORE}."
     return found
 
 

@@ -405,7 +405,10 @@ def test_no_file_breaks_more_than_a_sentence(
 # Digests -------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1] / "baselines"
-RESTORE = "restore it from version control, or measure again and accept with --llm-update or llmslim accept."
+RESTORE = (
+    "restore it from version control, or measure again and accept with --llm-update or llmslim accept (an anchor, "
+    "which an edited entry may have left, with --llm-anchor or --anchor too)."
+)
 
 
 def by_hand(path: Path) -> list[str]:

@@ -22,7 +22,9 @@ def next_step(run: Run, found: Sequence[Compared]) -> list[str]:
     """How to accept what changed or is new; nothing where there is nothing to accept."""
     if run.interrupted:
         return ["Next: let the run end; with `--llm-resume` it goes on where it stopped.", ""]
-    held = [verdict for each in found for verdict in each.verdicts if verdict.against in ("baseline", "anchor")]
+    held = [
+        verdict for each in found for verdict in each.verdicts if verdict.against in ("baseline", "anchor")
+    ]
     outcomes = {verdict.outcome for verdict in held}
     anchor = " --anchor" if any(v.against == "anchor" and v.outcome == "failed" for v in held) else ""
     folder = shlex.quote(run.origin.settings.get("results", FOLDER))
