@@ -264,7 +264,7 @@ def parts_sentence(record: Record) -> str:
         if weight > 0
     )
     q = units.significant(_power(record.worsening.value or 0.0))
-    return f"opt {units.significant(record.opt.value)} = Q {q} ({each}) x ({cost})"
+    return f"opt {MARK.get(record.opt.method, '')}{units.significant(record.opt.value)} = Q {q} ({each}) x ({cost})"
 
 
 def parse_profile(text: str, name: str = "the profile") -> Profile:

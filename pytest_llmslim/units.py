@@ -12,6 +12,7 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 from pytest_llmslim.errors import SettingError
+from pytest_llmslim.readings import MARK
 
 if TYPE_CHECKING:
     from pytest_llmslim.records import Estimate, Reading
@@ -138,6 +139,16 @@ def estimate(value: Estimate) -> str:
     """An estimate with its interval, and with its method where it is sampled or estimated."""
     text = ratio(value.value, value.low, value.high)
     return f"{text} ({value.method})" if value.known and value.method in ("sampled", "estimated") else text
+
+
+def marked(value: Estimate | None, *, interval: bool = False) -> str:
+    """An estimate behind the mark of how it was had, e.g. `~0.758`; the word of its method where it has no number."""
+    if value is None:
+        return NONE
+    if not value.known:
+        return value.method
+    bounds = (value.low, value.high) if interval else (None, None)
+    return MARK.get(value.method, "") + ratio(value.value, *bounds)
 
 
 def parse_percent(text: object, name: str = "a limit") -> float:

@@ -349,7 +349,7 @@ def test_the_score_with_its_parts() -> None:
     """Weights, ratios, and how energy was had."""
     now = record(evaluations=(evaluation(20, 4),), energy_method="estimated")
     assert parts_sentence(now) == (
-        "opt 0.964 = Q 1.28 (perplexity 1.02, arc_challenge 1.33) x (0.5 T 0.800 + 0.5 E ~0.700)"
+        "opt ~0.964 = Q 1.28 (perplexity 1.02, arc_challenge 1.33) x (0.5 T 0.800 + 0.5 E ~0.700)"
     )
     alone = record(profile=Profile("1:0", 1.0, 0.0), energy=())
     assert parts_sentence(alone) == "opt 0.824 = Q 1.03 (perplexity 1.02) x (1 T 0.800)"

@@ -10,7 +10,7 @@ from sample_records import blocks, cost
 
 from pytest_llmslim import units
 from pytest_llmslim.errors import SettingError
-from pytest_llmslim.records import Reading, no_estimate, unmeasured
+from pytest_llmslim.records import Estimate, Reading, no_estimate, unmeasured
 
 INF = math.inf
 finite = st.floats(-1e300, 1e300)
@@ -92,6 +92,25 @@ def test_estimate_names_how_energy_was_had() -> None:
     assert units.estimate(cost(blocks(0.7), "estimated")) == "0.700 [0.700, 0.700] (estimated)"
     assert units.estimate(cost(blocks(0.7))) == "0.700 [0.700, 0.700]"
     assert units.estimate(no_estimate("no meter")) == "-"
+
+
+@pytest.mark.parametrize(
+    ("found", "short", "long"),
+    [
+        (cost(blocks(0.7)), "0.700", "0.700 [0.700, 0.700]"),
+        (cost(blocks(0.7), "estimated"), "~0.700", "~0.700 [0.700, 0.700]"),
+        (cost(blocks(0.7), "sampled"), "^0.700", "^0.700 [0.700, 0.700]"),
+        (Estimate(0.7, 0.0, INF, 1, "estimated", "codecarbon"), "~0.700", "~0.700"),
+        (Estimate(INF, 2.0, INF, 9, "estimated", "parts"), "~inf", "~inf [2.00, -]"),
+        (no_estimate("no meter"), "unmeasured", "unmeasured"),
+        (no_estimate("only rounded", method="simulated"), "simulated", "simulated"),
+        (None, "-", "-"),
+    ],
+)
+def test_a_marked_estimate_says_how_it_was_had(found: Estimate | None, short: str, long: str) -> None:
+    """By a mark before the number, or by a word in its place; a bound that does not exist is none."""
+    assert units.marked(found) == short
+    assert units.marked(found, interval=True) == long
 
 
 @pytest.mark.parametrize(

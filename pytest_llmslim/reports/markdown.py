@@ -191,13 +191,7 @@ def _moved(each: Compared, figure: str, *, better: bool) -> str:
 
 
 def _number(estimate: Estimate | None, *, interval: bool = False) -> str:
-    """A ratio with the mark of how it was had; a word where there is none."""
-    if estimate is None:
-        return "-"
-    if not estimate.known:
-        return estimate.method
-    bounds = (estimate.low, estimate.high) if interval else (None, None)
-    return plain(MARK.get(estimate.method, "") + units.ratio(estimate.value, *bounds))
+    return plain(units.marked(estimate, interval=interval))
 
 
 def _why(found: Sequence[Compared]) -> list[str]:

@@ -14,7 +14,6 @@ import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pytest_llmslim import units
-from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import worst
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ def _outcome(test: Ended) -> str:
 
 
 def _figures(record: Record) -> str:
-    opt = f"opt {MARK.get(record.opt.method, '')}{units.ratio(record.opt.value)}" if record.opt.known else ""
+    opt = f"opt {units.marked(record.opt)}" if record.opt.known else ""
     ratio = f"ratio {units.estimate(record.perplexity)}" if record.perplexity.known else ""
     return ", ".join(filter(None, (ratio, opt))) or "no perplexity and no opt"
 

@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llmslim import units
-from pytest_llmslim.readings import MARK
 from pytest_llmslim.reports import evaluations
 from pytest_llmslim.reports.details import carbon_line, details, disagreements, disturbed, payback
 
@@ -107,7 +106,7 @@ def _model(records: Sequence[Record], verbose: bool, columns: int) -> list[Line]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     out: list[Line] = [(text, ("bold",)) for text in about(best)]
     for row, record in zip(rows, [None, *best], strict=True):
-        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        text = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
         out.append((text, COLOUR.get(record.outcome, ()) if record else ()))
         if verbose and record:
             out += [(f"      {detail}", ()) for detail in details(record)]
@@ -167,9 +166,9 @@ def _row(rank: int, record: Record, *, compact: bool) -> tuple[str, ...]:
         record.key.recipe,
         units.significant(perplexity, 4) + over,
         units.ratio(record.perplexity.value, record.perplexity.low, record.perplexity.high),
-        _cost(record.time, interval=not compact),
-        _cost(record.energy, interval=not compact),
-        _cost(record.stored_bytes, interval=False),
+        cell(record.time, interval=not compact),
+        cell(record.energy, interval=not compact),
+        cell(record.stored_bytes),
         units.significant(divergence.mean_kl if divergence else None),
         units.percent(divergence.top1 if divergence else None, signed=False),
         _score(record.opt),
@@ -181,17 +180,14 @@ def _width(rows: Sequence[tuple[str, ...]]) -> int:
     return sum(max(len(row[i]) for row in rows) + 2 for i in range(len(HEAD)))
 
 
-def _cost(estimate: Estimate, *, interval: bool = True) -> str:
-    if not estimate.known:
-        return "simulated" if estimate.method == "simulated" else "-"
-    bounds = (estimate.low, estimate.high) if interval else (None, None)
-    return MARK.get(estimate.method, "") + units.ratio(estimate.value, *bounds)
+def cell(estimate: Estimate | None, *, interval: bool = False) -> str:
+    """A figure in a table; what is unmeasured is `-`, and its reason stands below the table."""
+    unmeasured = estimate is not None and estimate.method == "unmeasured"
+    return units.NONE if unmeasured else units.marked(estimate, interval=interval)
 
 
 def _score(estimate: Estimate) -> str:
-    if not estimate.known:
-        return "-"
-    return MARK.get(estimate.method, "") + units.ratio(estimate.value)
+    return units.marked(estimate) if estimate.known else units.NONE
 
 
 def legend(records: Sequence[Record]) -> list[Line]:

@@ -9,15 +9,13 @@ from pytest_llmslim import units
 from pytest_llmslim.comparability import STORED_TOLERANCE
 from pytest_llmslim.comparison import FIGURES
 from pytest_llmslim.encoding import to_builtins
-from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import WORST_FIRST
-from pytest_llmslim.reports.terminal import COLOUR, sentences
+from pytest_llmslim.reports.terminal import COLOUR, cell, sentences
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llmslim.comparison import Change, Compared
-    from pytest_llmslim.records import Estimate
     from pytest_llmslim.reports.terminal import Line
     from pytest_llmslim.run_records import Run
 
@@ -82,7 +80,7 @@ def _model(model: str, found: Sequence[Compared], columns: int) -> list[Line]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     out: list[Line] = [(model, ("bold",))]
     for row, each in zip(rows, [None, *found], strict=True):
-        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        text = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
         out.append((f"  {text}", COLOUR.get(each.outcome, ()) if each else ()))
         others = [change for change in each.changes if _worth_a_line(change)] if each else []
         out += [(f"      {change.figure} {_cell(change, whole=True)}", ()) for change in others]
@@ -108,19 +106,13 @@ def _row(each: Compared, *, whole: bool) -> tuple[str, ...]:
 
 def _cell(change: Change, *, whole: bool) -> str:
     """From what to what; one number where both are the same."""
-    old, new = _value(change.old), _value(change.new)
+    old, new = cell(change.old), cell(change.new)
     if change.change is None:
         return new if old == new else f"{old} | {new}"
     if abs(change.change) <= STORED_TOLERANCE:
         return new
     arrow = f"{old} -> " if whole else ""
     return f"{arrow}{new} ({units.percent(change.change)})"
-
-
-def _value(estimate: Estimate | None) -> str:
-    if estimate is None or not estimate.known:
-        return "simulated" if estimate is not None and estimate.method == "simulated" else units.NONE
-    return MARK.get(estimate.method, "") + units.ratio(estimate.value)
 
 
 def _reasons(both: Sequence[Compared]) -> list[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_llmslim import units
 from pytest_llmslim.encoding import to_builtins
-from pytest_llmslim.readings import MARK
 from pytest_llmslim.records import WORST_FIRST
 from pytest_llmslim.reports.terminal import about, groups, legend, ranked, winner
 from pytest_llmslim.run_records import device_of
@@ -17,7 +16,7 @@ from pytest_llmslim.score import LowerIsBetter, quality
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_llmslim.records import Estimate, Outcome, Record
+    from pytest_llmslim.records import Outcome, Record
     from pytest_llmslim.run_records import Run
 
 GLYPHS: Final[dict[Outcome, str]] = {
@@ -183,7 +182,7 @@ def best_of(records: Sequence[Record]) -> str:
         reasons = dict.fromkeys(r.opt.reason for r in records if r.outcome != "failed" and not r.opt.known)
         told = f": {next(iter(reasons))}" if reasons else " that did not fail"
         return f"No recipe has a score{told}"
-    score = f"{first.key.recipe} with opt {estimate(first.opt)}"
+    score = f"{first.key.recipe} with opt {units.marked(first.opt)}"
     parts = [
         f"{name} {units.percent(part.value - 1)}{'' if part.method == 'measured' else f' ({part.method})'}"
         for name, part in (
@@ -293,32 +292,20 @@ def _cell(named: Named, rank: int, column: Column) -> Cell:
         return Cell(units.significant(found.candidate), found.candidate) if found else Cell(units.NONE, None)
     estimates = {"ratio": record.perplexity, "time": record.time, "energy": record.energy}
     if key in estimates:
-        text, _, bounds = interval(estimates[key]).partition(" ")
+        text, _, bounds = units.marked(estimates[key], interval=True).partition(" ")
         return Cell(text, estimates[key].value, bounds)
     cells = {
         "rank": Cell(str(rank), rank),
         "recipe": Cell(named.name, named.name),
         "device": Cell(device_of(record.fingerprint), device_of(record.fingerprint)),
         "verdict": Cell(record.outcome, WORST_FIRST.index(record.outcome)),
-        "opt": Cell(estimate(record.opt), record.opt.value),
-        "bytes": Cell(estimate(record.stored_bytes), record.stored_bytes.value),
+        "opt": Cell(units.marked(record.opt), record.opt.value),
+        "bytes": Cell(units.marked(record.stored_bytes), record.stored_bytes.value),
         "perplexity": Cell(units.significant(record.candidate.perplexity, 4), record.candidate.perplexity),
         "kl": Cell(units.significant(divergence.mean_kl), divergence.mean_kl) if divergence else None,
         "top1": Cell(units.percent(divergence.top1, signed=False), divergence.top1) if divergence else None,
     }
     return cells[key] or Cell(units.NONE, None)
-
-
-def estimate(found: Estimate) -> str:
-    """A ratio without its interval, with the mark of how it was had; the word where there is none."""
-    return MARK.get(found.method, "") + units.ratio(found.value) if found.known else found.method
-
-
-def interval(found: Estimate) -> str:
-    """A ratio with its interval, with the mark of how it was had; the word where there is none."""
-    if not found.known:
-        return found.method
-    return MARK.get(found.method, "") + units.ratio(found.value, found.low, found.high)
 
 
 # Machines ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from pytest_llmslim.comparability import STORED_TOLERANCE
 from pytest_llmslim.reports.details import metering, payback, sampling
 from pytest_llmslim.reports.evaluations import value_of
 from pytest_llmslim.reports.html import plots
-from pytest_llmslim.reports.html.data import interval
 from pytest_llmslim.score import parts_sentence
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def numbers(record: Record) -> Iterable[Number]:
 
 def _number(name: str, old: str, new: str, found: Estimate, how: str = "") -> Number:
     n = str(found.n) if found.n > 1 else ""
-    return Number(name, old, new, interval(found), n, how or _how(found))
+    return Number(name, old, new, units.marked(found, interval=True), n, how or _how(found))
 
 
 def _measured(name: str, old: Reading, new: Reading, found: Estimate) -> Number:
@@ -182,7 +181,7 @@ def moved(compared: Compared) -> Iterable[Moved]:
     for change in compared.changes:
         if change.old is None and change.new is None:
             continue
-        old, new = (interval(found) if found else units.NONE for found in (change.old, change.new))
+        old, new = (units.marked(found, interval=True) for found in (change.old, change.new))
         name = "bytes" if change.figure == "stored_bytes" else change.figure
         yield Moved(name, old, new, _change(change), change.reason)
 
@@ -226,7 +225,7 @@ def asked(evaluation: Evaluation) -> Asked:
             figure.name,
             value_of(figure, 0),
             value_of(figure, 1),
-            interval(figure.ratio) if figure.ratio else "",
+            units.marked(figure.ratio, interval=True) if figure.ratio else "",
             str(figure.ratio.n) if figure.ratio else "",
             _how(figure.ratio) if figure.ratio else "",
         )
