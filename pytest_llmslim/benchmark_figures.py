@@ -62,7 +62,6 @@ def extra_info(record: Record) -> dict[str, object]:
         "model": record.key.model,
         "recipe": record.key.recipe,
         **figures(record),
-        "energy_method": record.energy.method,
         "mean_kl": record.divergence.mean_kl if record.divergence else None,
         "profile": record.profile.name,
     }

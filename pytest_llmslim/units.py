@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
@@ -149,6 +150,11 @@ def marked(value: Estimate | None, *, interval: bool = False) -> str:
         return value.method
     bounds = (value.low, value.high) if interval else (None, None)
     return MARK.get(value.method, "") + ratio(value.value, *bounds)
+
+
+def printable(text: str) -> str:
+    """A text without control characters: a name out of a file may not steer the terminal that it is printed on."""
+    return "".join(character for character in text if unicodedata.category(character)[0] != "C")
 
 
 def parse_percent(text: object, name: str = "a limit") -> float:

@@ -162,6 +162,19 @@ def test_baselines_are_where_the_run_had_them(llmslim, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "run", "theirs"]
 
 
+def test_a_folder_that_is_not_the_projects_gets_no_baselines(llmslim, tmp_path):
+    """The run was compared with some, so they are elsewhere; --baseline may say that new ones are meant."""
+    run = store(tmp_path / "run", record(), baselines=(record(time=blocks(0.9)),))
+    found = llmslim("accept", run, *REASON)
+    assert (found.exit_code, found.stderr) == (
+        2,
+        f"Error: there is no folder baselines here, and {run} was compared with baselines; go to the folder in which "
+        "it was measured, or give --baseline.\n",
+    )
+    assert not (tmp_path / "baselines").exists()
+    assert llmslim("accept", run, *REASON, "--baseline", "theirs").exit_code == 0
+
+
 # What is refused ----------------------------------------------------------------------------------------------
 
 HALF = (

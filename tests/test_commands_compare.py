@@ -11,7 +11,7 @@ from stored_runs import COMMIT, named, origin, store
 
 from pytest_llmslim import runs
 from pytest_llmslim.baselines import update
-from pytest_llmslim.records import no_estimate
+from pytest_llmslim.records import Integrity, no_estimate
 
 OLD = [record(), named("int8")]
 WORSE = named("int8", perplexity=quality(1.05), candidate=side(35.9, "d", 70_000))
@@ -220,6 +220,18 @@ def test_json_is_for_programs(pair):
     assert (
         json.loads(pair([record()], [named("kd")], "--format", "json").stdout)["outcome"] == "not comparable"
     )
+
+
+def test_what_is_new_and_not_compressed_is_failed_by_name(pair):
+    """Exit code 1 has its reason in the text, and the JSON says failed too."""
+    empty = named("int8", integrity=Integrity("nothing", "nothing is smaller"))
+    found = pair([record()], [record(), empty], "--fail")
+    assert found.exit_code == 1
+    lines = found.stdout.splitlines()
+    assert any(line.startswith("failed: int8 on embedded:gpt2: ") for line in lines)
+    assert "1 compared: 1 passed, 1 new (1 failed)" in lines
+    data = json.loads(pair([record()], [record(), empty], "--format", "json").stdout)
+    assert data["outcome"] == "failed"
 
 
 def test_markdown_is_for_pull_requests(pair, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 
 import pytest
 from click.testing import CliRunner
@@ -114,3 +116,30 @@ def test_colours_are_for_terminals(results, monkeypatch):
     assert "\x1b" not in shown()
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in shown(color=True)
+
+
+STEERS = "int4\x1b]0;title\x07\r\x1b[2J\x9b31m\u202e"
+
+
+@pytest.mark.parametrize("words", [("show",), ("show", "-v"), ("compare",), ("accept", "--reason", "x")])
+def test_a_name_steers_no_terminal(tmp_path, monkeypatch, words):
+    """Results may come from anybody: escape sequences in their names are left out, also where colours are written."""
+    monkeypatch.chdir(tmp_path)
+    other = store(tmp_path / "other", record(label=STEERS), origin=origin(branch=STEERS))
+    path = store(tmp_path / "run", named(STEERS), record(label=STEERS), origin=origin(branch=STEERS))
+    paths = [other, path] if words[0] == "compare" else [path]
+    command = [words[0], *map(str, paths), *words[1:]]
+    found = CliRunner().invoke(main, command, color=True)
+    assert found.exit_code == 0
+    assert "int4]0;title[2J31m" in found.output
+    bare = re.sub(r"\x1b\[\d*m", "", found.output)
+    assert not [each for each in bare if each != "\n" and unicodedata.category(each)[0] == "C"]
+
+
+def test_a_refusal_steers_no_terminal(llmslim, tmp_path):
+    """Names of recipes stand in its sentence."""
+    path = store(tmp_path / "run", named(STEERS))
+    found = llmslim("accept", path, "--reason", "x", "--only", "none")
+    assert found.exit_code == 2
+    assert found.stderr.count("\x1b") == 0
+    assert "its recipes are: int4]0;title[2J31m." in found.stderr

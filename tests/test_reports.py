@@ -116,6 +116,12 @@ def test_unmeasured_energy_gives_a_dash_and_its_reason():
     assert row_line.split()[-2:] == ["-", "passed"]
 
 
+def test_unmeasured_time_gives_a_dash_and_its_reason():
+    """As energy does; opt, which rests on it, has none either."""
+    found = dataclasses.replace(record(), time=no_estimate("other work took the CPU"))
+    assert "- time unmeasured: other work took the CPU" in text(found)
+
+
 def test_reasons_that_differ_in_numbers_alone_are_said_once():
     """Every candidate's windows have another length."""
     rows = [

@@ -134,6 +134,12 @@ def test_a_yes_is_bounded_by_what_was_measured(count, unmeasured, missing):
     assert found.notes == (unmeasured, missing)
 
 
+def test_a_baseline_without_a_test_bounds_a_yes():
+    """Its candidate may be worse; nobody looked."""
+    found = data.answer(Run(records=(recipe("int4"),), missing=("kd has a baseline.",)))
+    assert found.word == "Yes, what was measured"
+
+
 def test_stored_records_are_no_answer():
     """A folder of baselines is shown too, and nothing was decided on it."""
     found = data.answer(Run(records=(recipe("int4", verdicts=()),)))

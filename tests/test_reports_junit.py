@@ -36,6 +36,16 @@ def test_several_candidates_of_a_test_are_told_apart():
     found = dict(properties(record(verdicts=BAD, energy=()), alone=False))
     assert found["llmslim.int4.failed time"] == "too slow."
     assert "llmslim.int4.energy_ratio" not in found
+    assert found["llmslim.int4.energy_method"] == "unmeasured"
+
+
+def test_estimated_energy_is_said_to_be():
+    """A property has no room for a mark."""
+    found = dict(properties(record(energy_method="estimated"), alone=True))
+    assert (found["llmslim.energy_ratio"], found["llmslim.energy_method"]) == (
+        pytest.approx(0.7),
+        "estimated",
+    )
 
 
 def test_the_suite_has_where_the_run_comes_from():

@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from pytest_llmslim import units
 from pytest_llmslim.errors import SlimError
 
 INTERRUPTED: Final = 130
@@ -52,7 +53,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except SlimError as error:
-            raise click.UsageError(f"{str(error).rstrip('.')}.") from None
+            text = "\n".join(map(units.printable, str(error).rstrip(".").split("\n")))
+            raise click.UsageError(f"{text}.") from None
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:

@@ -65,13 +65,16 @@ def command(
     _refuse(run, found)
     picked = _picked(found.records, only)
     store = Store(baseline or Path(found.origin.settings.get("baseline", "baselines")))
+    if found.baselines and baseline is None and not store.directory.exists():
+        raise RunError(
+            f"there is no folder {store.directory} here, and {run} was compared with baselines; go to the folder in "
+            "which it was measured, or give --baseline"
+        )
     accepted = [_accepted(record, found, reason.strip()) for record in picked]
     new = [each for each in accepted if anchor or not _is_there(store, each)]
     warnings = [*_warnings(picked), *([] if anchor else _still_red(store, new, found))]
     changes = told(store.update(new, anchor=anchor, dry_run=dry_run))
-    printing.show([printing.about(run, found)])
-    for line in changes:
-        click.echo(f"  {line}")
+    printing.show([printing.about(run, found), *((f"  {line}", ()) for line in changes)])
     if len(new) < len(picked):
         click.echo(f"  {len(picked) - len(new)} of {len(picked)} were these baselines already")
     for sentence in warnings:

@@ -32,6 +32,7 @@ def command(files: tuple[Path, ...], baseline: Path) -> None:
     measured is a fact, and is replaced by measuring again. Lines of two branches can be merged. This is what the
     pre-commit hook runs. Exit code 1: a line was edited; 2: a file cannot be read.
     """
+    from pytest_llmslim import units
     from pytest_llmslim.baseline_files import edited, load
     from pytest_llmslim.errors import BaselineError
 
@@ -54,7 +55,7 @@ def command(files: tuple[Path, ...], baseline: Path) -> None:
         except BaselineError as error:
             broken.append(str(error))
     for sentence in (*broken, *found):
-        click.echo(sentence, err=True)
+        click.echo(units.printable(sentence), err=True)
     if broken or found:
         raise click.exceptions.Exit(2 if broken else 1)
     click.echo(f"as they were written: baselines {lines}, files {len(paths)}")

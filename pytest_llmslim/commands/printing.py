@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pytest_llmslim import units
 from pytest_llmslim.errors import RunError
 
 if TYPE_CHECKING:
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
 
 
 def show(lines: Iterable[Line]) -> None:
-    """Print lines, coloured on a terminal and plain in a pipe."""
-    for text, markup in lines:
+    """Print lines, coloured on a terminal and plain in a pipe; names in them steer no terminal."""
+    for line, markup in lines:
+        text = units.printable(line)
         colour = next((name for name in markup if name != "bold"), None)
         click.echo(click.style(text, fg=colour, bold="bold" in markup or None) if markup else text)
 
 
 def warn(sentence: str) -> None:
     """Print what a user should know before going on."""
-    click.echo(click.style(f"warning: {sentence}", fg="yellow"), err=True)
+    click.echo(click.style(f"warning: {units.printable(sentence)}", fg="yellow"), err=True)
 
 
 def about(path: Path, run: Run, name: str = "") -> Line:

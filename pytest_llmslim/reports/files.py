@@ -66,6 +66,7 @@ def figures(record: Record) -> dict[str, object]:
         "perplexity_ratio": record.perplexity.value,
         "time_ratio": record.time.value,
         "energy_ratio": record.energy.value,
+        "energy_method": record.energy.method,
         "bytes_ratio": record.stored_bytes.value,
         "opt": record.opt.value,
         **{f"{each.name} {each.metric}": each.candidate for each in record.evaluations if each.metric},

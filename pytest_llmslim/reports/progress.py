@@ -242,7 +242,7 @@ def fitted(text: str, columns: int, end: str = "") -> str:
     The last column stays free: a terminal that has written it may begin a new line. Where not even half of the line
     is left for the text, the end goes too.
     """
-    plain, end = _printable(text), _printable(end)
+    plain, end = units.printable(text), units.printable(end)
     if _width(plain) + _width(end) < columns:
         return plain + end
     if 2 * _width(end) > columns:
@@ -254,10 +254,6 @@ def fitted(text: str, columns: int, end: str = "") -> str:
             break
         kept += character
     return f"{kept}…{end}" if columns > 1 else ""
-
-
-def _printable(text: str) -> str:
-    return "".join(character for character in text if unicodedata.category(character)[0] != "C")
 
 
 def _width(text: str) -> int:

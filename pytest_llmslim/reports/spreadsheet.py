@@ -34,7 +34,8 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 def text(run: Run) -> str:
     """The CSV of a run, with a header row; tests that measured nothing come last.
 
-    Columns are the same in every run; those of the machine and of evaluations, which differ, stand last and sorted.
+    Columns are the same in every run that has a record; those of the machine and of evaluations, which differ, stand
+    last and sorted.
     """
     rows = [_row(run.origin, record) for record in run.records]
     rows += [_unmeasured(run.origin, missed) for missed in run.unmeasured]

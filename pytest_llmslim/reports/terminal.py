@@ -209,7 +209,11 @@ def legend(records: Sequence[Record]) -> list[Line]:
             "show; bytes are shown where they are really fewer"
         )
     out += [*_net(records), *disagreements(records), *disturbed(records)]
-    out += [f"- energy unmeasured: {reason}" for reason in _reasons(records)]
+    out += [
+        f"- {figure} unmeasured: {reason}"
+        for figure in ("time", "energy")
+        for reason in _reasons(records, figure)
+    ]
     out += [
         f"- {why}" for why in dict.fromkeys(r.perplexity.reason for r in records if not r.perplexity.known)
     ]
@@ -217,12 +221,13 @@ def legend(records: Sequence[Record]) -> list[Line]:
     return [(line, ()) for line in [*out, *notes]]
 
 
-def _reasons(records: Sequence[Record]) -> list[str]:
-    """Why energy is unmeasured; of reasons that differ only in their numbers, the first stands for all."""
+def _reasons(records: Sequence[Record], figure: str) -> list[str]:
+    """Why time or energy is unmeasured; of reasons that differ only in their numbers, the first stands for all."""
     alike: dict[str, str] = {}
     for record in records:
-        if record.energy.method == "unmeasured":
-            alike.setdefault(re.sub(r"[\d.]+", "0", record.energy.reason), record.energy.reason)
+        found = getattr(record, figure)
+        if found.method == "unmeasured":
+            alike.setdefault(re.sub(r"[\d.]+", "0", found.reason), found.reason)
     return sorted(alike.values())
 
 

@@ -48,7 +48,7 @@ def lines(found: Sequence[Compared], columns: int) -> list[Line]:
         out += _model(model, [each for each in both if each.key.model == model], columns)
     reasons = _reasons(both)
     out += [(text, ()) for text in (APART, *reasons)] if reasons else []
-    out += sentences([replace(each.new, verdicts=each.verdicts) for each in both if each.new])
+    out += sentences([replace(each.new, verdicts=each.verdicts) for each in (*both, *new) if each.new])
     out += [(f"new: {_named(each)}", ()) for each in new]
     out += [(f"gone: {_named(each)}", ("yellow",)) for each in gone]
     return [*out, _counts(both, new, gone)]
@@ -57,10 +57,11 @@ def lines(found: Sequence[Compared], columns: int) -> list[Line]:
 def document(old: Run, new: Run, found: Sequence[Compared]) -> dict[str, Any]:
     """The comparison as builtins for JSON; figures are ratios candidate / reference, and scores."""
     both, added, gone = parted(found)
+    outcomes = {each.outcome for each in (*both, *_failed(added))}
     return {
         "old": to_builtins(old.origin),
         "new": to_builtins(new.origin),
-        "outcome": next((o for o in WORST_FIRST if o in {each.outcome for each in both}), "not comparable"),
+        "outcome": next((outcome for outcome in WORST_FIRST if outcome in outcomes), "not comparable"),
         "compared": [
             {
                 name: to_builtins(getattr(each, name))
@@ -127,6 +128,11 @@ def _reasons(both: Sequence[Compared]) -> list[str]:
     return [f"  {', '.join(names)}: {reason}" for reason, names in found.items() if names]
 
 
+def _failed(new: Sequence[Compared]) -> list[Compared]:
+    """Those without a baseline that fail all the same, since nothing was compressed."""
+    return [each for each in new if each.outcome == "failed"]
+
+
 def _named(each: Compared) -> str:
     return f"{each.label} ({each.key.test} in {each.key.suite})"
 
@@ -135,8 +141,10 @@ def _counts(both: Sequence[Compared], new: Sequence[Compared], gone: Sequence[Co
     """How many of what, worst first."""
     outcomes = ["passed" if each.outcome == "new" else each.outcome for each in both]
     counts = [f"{outcomes.count(name)} {name}" for name in WORST_FIRST if name in outcomes]
-    counts += [f"{len(each)} {name}" for name, each in (("new", new), ("gone", gone)) if each]
-    worst = next((name for name in WORST_FIRST if name in outcomes), "inconclusive")
+    failed = f" ({len(_failed(new))} failed)" if _failed(new) else ""
+    counts += [f"{len(new)} new{failed}"] if new else []
+    counts += [f"{len(gone)} gone"] if gone else []
+    worst = "failed" if failed else next((name for name in WORST_FIRST if name in outcomes), "inconclusive")
     text = (
         f"{len(both)} compared: {', '.join(counts)}" if both else f"nothing was compared: {', '.join(counts)}"
     )
