@@ -131,7 +131,7 @@ def _step_summary(run: Run, name: str) -> list[str]:
     return []
 
 
-def html(run: Run) -> str:
+def html(run: Run, title: str = "") -> str:
     """The HTML report.
 
     Raises:
@@ -139,7 +139,7 @@ def html(run: Run) -> str:
     """
     from pytest_llmslim.reports.html import page
 
-    return page(run)
+    return page(run, title)
 
 
 def markdown(run: Run) -> str:

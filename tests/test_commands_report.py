@@ -18,7 +18,7 @@ def pages(monkeypatch):
     """The runs of which a page was made; making it is tested with the report."""
     made = []
 
-    def page(run):
+    def page(run, title):
         made.append(run)
         return f"<html>{len(run.records)}</html>"
 
@@ -32,6 +32,16 @@ def started(day, letters="beef"):
 
 def elsewhere(each):
     return dataclasses.replace(each, fingerprint=each.fingerprint | {"gpu": "H200"})
+
+
+def test_a_title_is_text(llmslim, tmp_path):
+    """Of the window and of the page, whatever is in it."""
+    run = store(tmp_path / "run", record())
+    assert llmslim("report", run, "--title", "<b>Ours</b>").exit_code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert ": &lt;b&gt;Ours&lt;/b&gt; report</title>" in text
+    assert '<p class="eyebrow">&lt;b&gt;Ours&lt;/b&gt; ' in text
+    assert "<b>Ours" not in text
 
 
 def test_a_report_of_one_run(llmslim, tmp_path):
@@ -84,7 +94,7 @@ def test_a_run_without_records_is_refused(llmslim, tmp_path, pages):
 def test_without_plotly_it_is_said_how_to_get_it(llmslim, tmp_path, monkeypatch):
     """In one sentence, and nothing is written."""
 
-    def without(run):
+    def without(run, title):
         raise MissingExtraError(f"{NO_PLOTLY}.")
 
     monkeypatch.setattr(outputs, "html", without)

@@ -170,6 +170,14 @@ def test_estimated_energy_is_marked_and_explained():
     simulated = dataclasses.replace(simulated, energy=no_estimate("only rounded.", method="simulated"))
     text = shown(simulated)
     assert rows_of(text) == [["`b` on `gpt2`", "1.020", "unmeasured", "simulated", "0.140", "unmeasured"]]
+    assert "\ntime unmeasured: no energy meter; energy simulated: only rounded.\n" in text
+
+
+def test_a_reason_that_several_figures_share_is_said_once():
+    """Weights that are only rounded have neither time nor energy."""
+    rounded = no_estimate("only rounded.", method="simulated")
+    text = shown(dataclasses.replace(named("b", "new"), time=rounded, energy=rounded))
+    assert "\ntime and energy simulated: only rounded.\n" in text
     assert "energy simulated: only rounded." in text
 
 

@@ -27,7 +27,8 @@ from pytest_llmslim.commands import examples
     show_default=True,
     help="The file to write; one that is there is replaced.",
 )
-def command(run: tuple[Path, ...], output: Path) -> None:
+@click.option("--title", default="", metavar="TEXT", help="Stands at the top; without it, pytest-llmslim.")
+def command(run: tuple[Path, ...], output: Path, title: str) -> None:
     """Write one HTML report of one run, or of several.
 
     Of each device the last RUN is shown, and the earlier ones are its history; runs on several devices stand side by
@@ -43,7 +44,7 @@ def command(run: tuple[Path, ...], output: Path) -> None:
             f"{run[0]} has no record, so that there is nothing to report; measure first, with pytest."
         )
     whole = runs.merged(runs.latest(found))
-    printing.write(output, outputs.html(whole))
+    printing.write(output, outputs.html(whole, title))
     records = f"{len(whole.records)} record{'s' * (len(whole.records) != 1)}"
     devices = f", {len(whole.devices)} devices" if len(whole.devices) > 1 else ""
     earlier = len({point.run for point in whole.history})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pytest_llmslim.comparison import Change, Compared
-    from pytest_llmslim.records import Estimate, Outcome, Verdict
+    from pytest_llmslim.records import Estimate, Outcome, Record, Verdict
     from pytest_llmslim.run_records import Run
 
 LINES: Final = 59
@@ -269,15 +269,28 @@ def _is_new(each: Compared) -> bool:
 
 
 def _legend(found: Sequence[Compared]) -> list[str]:
-    """What the marks mean, and why there is no energy; of candidates that are in the tables."""
+    """What the marks mean, and why figures are absent; of candidates that are in the tables."""
     shown = [each.new for each in found if each.new and (_is_new(each) or _rows(each))]
     said = []
     for mark, how in (("~", "estimated by a model"), ("^", "integrated from samples of power")):
         sources = {r.energy.source for r in shown if MARK.get(r.energy.method) == mark}
         said += [f"{mark} energy is {how} ({', '.join(sorted(sources))})"] if sources else []
-    reasons = {r.energy.method: r.energy.reason for r in shown if not r.energy.known}
-    said += [f"energy {method}: {reason.rstrip('.')}" for method, reason in reasons.items()]
+    said += _absent(shown)
     return [plain("; ".join(said)) + ".", ""] if said else []
+
+
+def _absent(records: Sequence[Record]) -> list[str]:
+    """Why there is no perplexity, time or energy: of each the last reason; one that several share is said once."""
+    reasons: dict[tuple[str, str], str] = {}
+    for record in records:
+        for figure in ("perplexity", "time", "energy"):
+            estimate: Estimate = getattr(record, figure)
+            if not estimate.known:
+                reasons[figure, estimate.method] = estimate.reason.rstrip(".")
+    figures: dict[tuple[str, str], list[str]] = {}
+    for (figure, method), reason in reasons.items():
+        figures.setdefault((method, reason), []).append(figure)
+    return [f"{' and '.join(names)} {method}: {reason}" for (method, reason), names in figures.items()]
 
 
 def _unchanged(found: Sequence[Compared]) -> list[str]:

@@ -27,8 +27,12 @@ NO_PLOTLY: Final = (
 )
 
 
-def page(run: Run) -> str:
+def page(run: Run, title: str = "") -> str:
     """The report of a run (of several devices: `runs.merged`) as one HTML file that needs no network.
+
+    Args:
+        run: with or without records.
+        title: of the page; empty: the name of this package.
 
     Raises:
         MissingExtraError: plotly is not installed.
@@ -43,6 +47,7 @@ def page(run: Run) -> str:
     )
     text = environment.get_template("report.html.jinja").render(
         **contents(run),
+        title=title or "pytest-llmslim",
         style=Markup(_file("report.css")),
         scripts=scripts,
         hashes=[_hash(script) for script in scripts],
