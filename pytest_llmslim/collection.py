@@ -315,3 +315,13 @@ def attach(item: pytest.Item, report: pytest.TestReport) -> None:
     report.llmslim_taken = [record.key.recipe for record in item.stash.get(TAKEN, ())]  # type: ignore[attr-defined]
     for record in records:
         item.user_properties += junit.properties(record, alone=len(records) == 1)
+
+
+def first_line(report: pytest.TestReport) -> str:
+    """Why a test did not pass, in a line; empty where it does not say."""
+    longrepr = report.longrepr
+    if isinstance(longrepr, tuple):  # of a skip: path, line, reason
+        return str(longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(longrepr, "reprcrash", None)
+    text = str(crash.message if crash else longrepr)
+    return text.partition("\n")[0].removeprefix("Failed: ")

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from pytest_llmslim.resuming import Book, Earlier
     from pytest_llmslim.run_records import Origin, Run
 
-INTERRUPTED = (
-    "--llm-update wrote no baseline, since the run was interrupted: let it end, or name the tests that are to be "
-    "accepted; what was measured is in {}/results.jsonl."
-)
-
 
 class Ledger:
     """Keeps the records of a run, writes `results.jsonl`, `summary.json` and baselines, prints the summary."""
@@ -43,7 +38,6 @@ class Ledger:
         self.updated = False
         self.written: list[str] = []
         self._began = time.time()
-        self._book: Book | None = None
         self._taken = 0
         self._kept: list[Key] = []
         self._baselines: tuple[Record, ...] = ()
@@ -84,14 +78,17 @@ class Ledger:
         label = getattr(report, "llmslim_label", None)
         if label is None:
             return
+        from pytest_llmslim.collection import first_line
+
         self._learn(report)
         records = [self._take(data) for data in getattr(report, "llmslim", ())]
         self._taken += len(getattr(report, "llmslim_taken", ()))
-        self._note(report, label, measured=bool(records))
+        reason = "" if report.passed else first_line(report)
+        self._note(report, label, reason, measured=bool(records))
         self._ended += report.when == "teardown"
         watch = watch_of(self.config)
         if watch:
-            watch.note(report, records, "" if report.passed else _first_line(report))
+            watch.note(report, records, reason)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -122,7 +119,7 @@ class Ledger:
         if sentence not in self.remarks:
             self.remarks.append(sentence)
 
-    def _note(self, report: pytest.TestReport, label: str, *, measured: bool) -> None:
+    def _note(self, report: pytest.TestReport, label: str, reason: str, *, measured: bool) -> None:
         key = tuple(getattr(report, "llmslim_key", None) or ())
         if report.when == "teardown":
             return
@@ -130,9 +127,9 @@ class Ledger:
             if report.when == "call":
                 self._passed.add(key)
             return
-        self._reasons[key] = _first_line(report)
+        self._reasons[key] = reason
         if not measured:
-            self.unmeasured.append((label, _first_line(report)))
+            self.unmeasured.append((label, reason))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:  # noqa: ANN401  # xdist's WorkerController
@@ -153,48 +150,52 @@ class Ledger:
             self._take(to_builtins(record))
 
     def _take(self, data: dict[str, Any]) -> Record:
-        from dataclasses import replace
-
-        from pytest_llmslim import runs
         from pytest_llmslim.encoding import from_builtins
         from pytest_llmslim.records import Record
-        from pytest_llmslim.resuming import Book
 
         record = from_builtins(Record, data)
         self.records.append(record)
-        if self._book is None:
-            self._write("run.json", runs.rest_of(replace(self.run(), interrupted=True)))
-            self._book = Book(self._write, self._files, self._earlier)
         self._book.add(record)
         return record
+
+    @cached_property
+    def _book(self) -> Book:
+        """Opened with the first record: the folder is of this run from then on."""
+        from dataclasses import replace
+
+        from pytest_llmslim import runs
+        from pytest_llmslim.resuming import Book
+
+        if not self._earlier:  # first, so that records of another run never stand beside this one's settings
+            self._write(runs.RESULTS, "")
+        self._write(runs.RUN, runs.rest_of(replace(self.run(), interrupted=True)))
+        return Book(self._write, self._files, self._earlier)
 
     # The end of the run ------------------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)  # before pytest writes its XML
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the summary, and the baselines where asked; fail where a comparison went away silently."""
-        chosen = settings_of(self.config) if self._has_something() or self._all_keys() else None
-        if chosen is None:
+        if self.config.getoption("collectonly", False) or not (self._has_something() or self._all_keys()):
             return
-        self.interrupted = exitstatus not in (
-            pytest.ExitCode.OK,
-            pytest.ExitCode.TESTS_FAILED,
-            pytest.ExitCode.NO_TESTS_COLLECTED,
-        )
+        chosen = settings_of(self.config)
+        codes = pytest.ExitCode
+        self.interrupted = exitstatus not in (codes.OK, codes.TESTS_FAILED, codes.NO_TESTS_COLLECTED)
         short = 0 < self._ended < len(self._all_keys().get("running", ()))  # all workers went down
         self.stopped = bool(self.interrupted or session.shouldfail or session.shouldstop or short)
         self._wipe()
         self._remark_on_resuming()
         failed = False
-        if not (self.stopped or self.config.getoption("collectonly", False)):
+        if not self.stopped:
             self.missing = self._absent(chosen.baseline)
             failed = chosen.strict and bool(self.missing)
         self._baselines = self._compared_with(chosen.baseline)
-        self._write_summary()
-        self._write_run()
-        if self.records and chosen.update:
+        if self.records and chosen.update:  # before reports and hooks of others, which may fail
             self.updated = self._update(chosen.baseline, anchor=chosen.anchor)
             failed |= not self.updated
+        if self._has_results():
+            self._write_summary()
+            self._write_run()
         if failed and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -205,9 +206,10 @@ class Ledger:
         found, keys = earlier_of(self.config), self._all_keys()
         sentences = [found] if isinstance(found, str) else []
         if not isinstance(found, str):
-            met = {record.key for record in self.records}
-            partly = keys.get("running") != keys.get("collected") or _narrowed(self.config)
-            self._kept = [key for key in found.records if key not in met and (partly or self.stopped)]
+            deselected = len(keys.get("running", ())) < len(keys.get("collected", ()))
+            partly = deselected or _narrowed(self.config) or found.beyond(self._files)
+            met = [record.key for record in self.records]
+            self._kept = found.kept(met, None if partly or self.stopped else self._reasons)
             sentences += resuming.told(found, self._taken, self.origin, len(self.records), len(self._kept))
         ended, planned = self._ended, len(keys.get("running", ()))
         if self.stopped and 0 < ended < planned:
@@ -215,8 +217,11 @@ class Ledger:
         for sentence in filter(None, sentences):
             self.remark(sentence)
 
+    def _has_results(self) -> bool:
+        return bool(self.records or self.unmeasured or self.missing)
+
     def _has_something(self) -> bool:
-        return bool(self.records or self.unmeasured or self.missing or self.remarks)
+        return bool(self._has_results() or self.remarks)
 
     def _all_keys(self) -> dict[str, list[list[str]]]:
         return self.config.stash.get(COLLECTED, self._collected)
@@ -244,8 +249,6 @@ class Ledger:
             return ()
 
     def _write_summary(self) -> None:
-        if not self._has_something():
-            return
         import json
 
         from pytest_llmslim.encoding import to_builtins
@@ -298,10 +301,8 @@ class Ledger:
         from pytest_llmslim import outputs, pace
         from pytest_llmslim.reports import junit
 
-        if not self._has_something():
-            return
         run = outputs.finished(self.run(), settings_of(self.config).results)
-        if self._book and self._earlier:
+        if self.records or self._earlier:
             self._book.end([*(record.key for record in self.records), *self._kept])
         watch = self.config.stash.get(WATCH, None)
         if watch:
@@ -312,15 +313,19 @@ class Ledger:
         for sentence in troubles:
             self._trouble(sentence)
         junit.tell_suite(self.config, run)
-        self.config.hook.pytest_llmslim_report(config=self.config, run=run)
+        try:
+            self.config.hook.pytest_llmslim_report(config=self.config, run=run)
+        except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:  # whatever others raise
+            self._trouble(outputs.broken_hook(error))
 
     def _update(self, folder: Path, *, anchor: bool) -> bool:
         """Write the baselines; whether that was done."""
         from pytest_llmslim.baselines import Store, told
         from pytest_llmslim.errors import BaselineError
+        from pytest_llmslim.resuming import UNWRITTEN
 
         if self.interrupted:  # accepting is deliberate, and half of it was not meant
-            self._trouble(INTERRUPTED.format(self._near(settings_of(self.config).results)))
+            self._trouble(UNWRITTEN.format(self._near(settings_of(self.config).results)))
             return False
         try:
             self.changes = told(Store(folder).update(self.records, anchor=anchor))
@@ -329,7 +334,8 @@ class Ledger:
             return False
         return True
 
-    def _write(self, name: str, text: str, *, append: bool = False) -> None:
+    def _write(self, name: str, text: str, *, append: bool = False) -> bool:
+        """Write a file of the results; whether that was done."""
         from pytest_llmslim.reports import files
 
         folder = settings_of(self.config).results
@@ -339,6 +345,8 @@ class Ledger:
             self._trouble(
                 f"{folder / name} cannot be written ({error.strerror}); give another folder with --llm-results."
             )
+            return False
+        return True
 
     def _trouble(self, sentence: str) -> None:
         if sentence not in self.troubles:
@@ -390,11 +398,3 @@ def _narrowed(config: pytest.Config) -> bool:
     """Whether tests or recipes were picked by name, so that what was collected is not all there is."""
     picked = any("::" in str(argument) for argument in config.args)
     return picked or bool(settings_of(config).recipes) or bool(config.getoption("lf", False))
-
-
-def _first_line(report: pytest.TestReport) -> str:
-    longrepr = report.longrepr
-    if isinstance(longrepr, tuple):  # of a skip: path, line, reason
-        return str(longrepr[2]).removeprefix("Skipped: ")
-    crash = getattr(longrepr, "reprcrash", None)
-    return str(crash.message if crash else longrepr).splitlines()[0].removeprefix("Failed: ")

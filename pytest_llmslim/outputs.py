@@ -131,6 +131,17 @@ def _step_summary(run: Run, name: str) -> list[str]:
     return []
 
 
+def broken_hook(error: BaseException) -> str:
+    """That somebody's hook failed, with the place where it did."""
+    import traceback
+
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"The hook pytest_llmslim_report failed ({type(error).__name__}: {error}, {place.filename}, line "
+        f"{place.lineno}), so its report may be missing; mend it there, the results are complete."
+    )
+
+
 def html(run: Run, title: str = "") -> str:
     """The HTML report.
 

@@ -7,6 +7,7 @@ the same recipe in this one, any test of this one. Where there is none of them, 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -117,7 +118,9 @@ def durations(folder: Path) -> dict[str, float]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {
+        name: float(value) for name, value in found.items() if isinstance(value, float) and 0 <= value < math.inf
+    }
 
 
 class Line:

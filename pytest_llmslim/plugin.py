@@ -303,8 +303,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let models and meters go."""
-    session = config.stash.get(SESSION, None)
-    if session is not None:
-        session.close()
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let models and meters go, while there is time: later, xdist interrupts its workers."""
+    shared = session.config.stash.get(SESSION, None)
+    if shared is not None:
+        shared.close()

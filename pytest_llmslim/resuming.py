@@ -1,8 +1,8 @@
 """Going on with a run that was stopped: what it measured is taken from its folder of results, the rest is measured.
 
 A record is taken as it is, verdicts included, where nothing has changed on which it rests: the settings and the version
-of pytest-llmslim (else the run is refused), and the files of its test, its text, its model and its machine (else it is
-measured again). What else a test imports is not watched.
+of pytest-llmslim (else the run is refused), and the files of its test, its text, its model, its baselines and its
+machine (else it is measured again). What else a test imports is not watched.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pytest_llmslim import __version__, runs
+from pytest_llmslim.baseline_files import anchor_path_of, path_of
+from pytest_llmslim.collection import key_of
 from pytest_llmslim.encoding import to_builtins
 from pytest_llmslim.errors import RunError
 from pytest_llmslim.fingerprint import machine_fingerprint
 from pytest_llmslim.options import OPTIONS
+from pytest_llmslim.state import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     import pytest
 
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from pytest_llmslim.settings import Settings
 
 SOURCES: Final = "sources.json"
-"""In the folder of results: a digest of every file that holds tests of the run, and of their conftest.py files."""
+"""In the folder of results: a digest of every file that holds tests of the run, of their conftest.py files, and of
+their baselines."""
 OF_OUTPUT: Final = frozenset(
     "results resume report markdown csv json timeout cache anchor calibrate conformance published".split()
 )
@@ -38,6 +42,10 @@ OF_OUTPUT: Final = frozenset(
 NOTHING: Final = "--llm-resume: there is nothing to go on with in {}, {}: all is measured."
 STOPPED: Final = (
     "{} of {} tests ended before the run was stopped; with --llm-resume the same command goes on there."
+)
+UNWRITTEN: Final = (
+    "--llm-update wrote no baseline, since the run was interrupted: let it end, or name the tests that are to be "
+    "accepted; what was measured is in {}/results.jsonl."
 )
 
 
@@ -72,6 +80,7 @@ class Earlier:
             return None
         reason = (
             self._changed_file(path)
+            or self._changed_baselines(key)
             or self._changed_model(model, key.model)
             or self._other_machine(record, device)
         )
@@ -81,10 +90,53 @@ class Earlier:
             self.remarks.append(reason)
         return None
 
+    def beyond(self, files: Container[str]) -> bool:
+        """Whether some of the files of the run that are still there were not looked at this time.
+
+        Args:
+            files: paths of those that were.
+        """
+        return any(name not in files and (self._root / name).exists() for name in self.sources)
+
+    def known(self, files: Mapping[str, str]) -> dict[str, str]:
+        """Digests to be left for a further part of the run, from those of this one.
+
+        Without those of baselines and conftest.py files that were not there when earlier records were measured.
+        """
+        new = {name for name in files if name not in self.sources}
+        stored = {
+            _name(path, self._root) for key in self.records for path in baselines_of(key, self._settings)
+        }
+        late = {name for name in new if name in stored or Path(name).name == "conftest.py"}
+        return {name: digest for name, digest in files.items() if name not in late} | dict(self.sources)
+
+    def kept(self, met: Sequence[Key], failed: Container[tuple[str, ...]] | None) -> list[Key]:
+        """Records that this part of the run did not meet, and that stay for a further one.
+
+        Args:
+            met: keys of what it took and measured.
+            failed: tests that did not pass, as plain keys; `None`: not all tests were run.
+        """
+        left = [key for key in self.records if key not in set(met)]
+        if failed is None:
+            return left
+        return [
+            key
+            for key in left
+            if any((key.suite, key.test, key.model, recipe) in failed for recipe in (key.recipe, ""))
+        ]
+
     def _changed_file(self, path: Path) -> str:
         for name, digest in sources([path], self._root).items():
             if self.sources.get(name) != digest:
                 return f"{name} was changed since the run was stopped: its tests are measured again."
+        return ""
+
+    def _changed_baselines(self, key: Key) -> str:
+        for path in baselines_of(key, self._settings):
+            name = _name(path, self._root)
+            if self.sources.get(name, "") != _digest(path):
+                return f"{name} was changed since the run was stopped: what is held against it is measured again."
         return ""
 
     def _changed_model(self, model: str, label: str) -> str:
@@ -179,7 +231,7 @@ def told(earlier: Earlier, taken: int, now: Origin, records: int, kept: int) -> 
         taken: how many of its records were.
         now: of this part of the run.
         records: how many the run has now.
-        kept: how many were not asked for this time.
+        kept: how many stay in the file besides.
     """
     there = earlier.origin
     yield f"{taken} of {records} records are taken from the run of {there.started}, which was stopped."
@@ -189,7 +241,10 @@ def told(earlier: Earlier, taken: int, now: Origin, records: int, kept: int) -> 
             "conftest.py files were looked at."
         )
     if kept:
-        yield f"{kept} of its records were not asked for this time and stay in {runs.RESULTS} for --llm-resume."
+        yield (
+            f"{kept} of its records were not asked for this time, or their tests failed before, and stay in "
+            f"{runs.RESULTS} for --llm-resume."
+        )
 
 
 def _state(origin: Origin) -> str:
@@ -208,11 +263,18 @@ def sources(paths: Iterable[Path], root: Path) -> dict[str, str]:
             found[folder / "conftest.py"] = None
             if folder == root:
                 break
-    return {
-        path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path): digest
-        for path in found
-        if (digest := _digest(path))
-    }
+    return {_name(path, root): digest for path in found if (digest := _digest(path))}
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def baselines_of(key: Key, settings: Settings) -> tuple[Path, ...]:
+    """The files with which a measurement is compared; none where it writes them."""
+    if settings.update:
+        return ()
+    return path_of(settings.baseline, key), anchor_path_of(settings.baseline, key)
 
 
 def _digest(path: Path) -> str:
@@ -235,8 +297,8 @@ def newest(path: Path) -> float:
 class Write(Protocol):
     """Writes a file of the folder of results."""
 
-    def __call__(self, name: str, text: str, *, append: bool = False) -> None:
-        """Write it whole, or to its end."""
+    def __call__(self, name: str, text: str, *, append: bool = False) -> bool:
+        """Write it whole, or to its end; whether that was done."""
 
 
 class Book:
@@ -256,7 +318,7 @@ class Book:
         self._whole = False
         # Of a file that has changed since, records of both versions may stand here: those of the new are measured
         # again if the run is stopped once more.
-        known = dict(files) | ({} if earlier is None else dict(earlier.sources))
+        known = dict(files) if earlier is None else earlier.known(files)
         write(SOURCES, json.dumps(known, indent=1, sort_keys=True) + "\n")
 
     def add(self, record: Record) -> None:
@@ -265,14 +327,20 @@ class Book:
         known = self._lines.pop(record.key, None)
         self._lines[record.key] = line
         if self._whole and known is None:
-            self._write(runs.RESULTS, line, append=True)
-        elif line != known:
-            self._write(runs.RESULTS, "".join(self._lines.values()))
-            self._whole = True
+            self._whole = self._write(runs.RESULTS, line, append=True)
+        elif line == known:
+            self._whole = False  # it stands there in another place
+        else:
+            self._all()
 
     def end(self, keys: Iterable[Key]) -> None:
-        """Leave these records in the file, in this order."""
-        self._write(runs.RESULTS, "".join(self._lines[key] for key in dict.fromkeys(keys)))
+        """Leave these records in the file, in this order, and none of another run that wrote there meanwhile."""
+        self._lines = {key: self._lines[key] for key in keys}
+        self._all()
+
+    def _all(self) -> None:
+        # What failed half-way (a full disk) is written anew with the next record.
+        self._whole = self._write(runs.RESULTS, "".join(self._lines.values()))
 
 
 def line_of(record: Record) -> str:
@@ -280,9 +348,14 @@ def line_of(record: Record) -> str:
     return json.dumps(to_builtins(record), sort_keys=True) + "\n"
 
 
-def files_of(items: Iterable[pytest.Item], config: pytest.Config) -> dict[str, str]:
-    """Digests of the files of some tests, by path."""
-    return sources((item.path for item in items), root_of(config))
+def files_of(items: Sequence[pytest.Item], config: pytest.Config) -> dict[str, str]:
+    """Digests of the files of some tests and of their baselines, by path."""
+    root, keys = root_of(config), filter(None, map(key_of, items))
+    stored = {path for key in keys for path in baselines_of(key, settings_of(config))}
+    digests = {_name(path, root): _digest(path) for path in stored}
+    return sources((item.path for item in items), root) | {
+        name: each for name, each in digests.items() if each
+    }
 
 
 def root_of(config: pytest.Config) -> Path:

@@ -200,9 +200,28 @@ def test_the_hook_shown_in_the_docs_writes_a_report_of_its_own(pytester, small, 
     assert re.fullmatch(r"int8 on tiny-gpt2: 1\.\d+ \(new\)\n", (pytester.path / "worst.txt").read_text())
 
 
+@pytest.mark.parametrize("what", ["raise ValueError('odd')", "import pytest; pytest.fail('odd')"])
+def test_a_hook_that_raises_costs_its_own_report_only(pytester, run, what):
+    """Baselines are written, the summary is shown and says which hook it was and where."""
+    own_test(pytester)
+    pytester.makeconftest(f"def pytest_llmslim_report(config, run):\n    {what}\n")
+    result = run("--llm-update", rounds=8)
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    assert [*(pytester.path / "baselines").rglob("*.json")]
+    result.stdout.fnmatch_lines(
+        [
+            "baselines written to baselines: *",
+            "The hook pytest_llmslim_report failed (*: odd, *), so its report may be missing; mend it there, the "
+            "results are complete.",
+        ]
+    )
+
+
 # pytest-benchmark -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone  # pytest-benchmark measures nothing in a worker of xdist
 # Not imported here: it brings a finder of packages that pytester takes away again, and with it all packages.
 @pytest.mark.skipif(
     find_spec("pygal") is None, reason="needs pygal: pip install 'pytest-benchmark[histogram]'"

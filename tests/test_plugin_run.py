@@ -160,3 +160,22 @@ def test_a_baseline_that_cannot_be_read_stops_the_run(pytester, run, content):
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*test_own.json*"])
     assert not (pytester.path / "llm-results").exists()
+
+
+def test_models_and_meters_go_before_the_session_ends(pytester, run):
+    """Then the controller of xdist interrupts its workers, in the middle of whatever they give back."""
+    own_test(pytester)
+    pytester.makeconftest(
+        """
+        import pytest
+        from pytest_llmslim.state import SESSION
+
+        @pytest.hookimpl(trylast=True)
+        def pytest_sessionfinish(session):
+            kept = session.config.stash[SESSION]
+            assert (kept._reference, kept._meter) == (None, None)
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0

@@ -351,7 +351,7 @@ def test_durations_are_kept_for_the_next_run(tmp_path):
     path = tmp_path / "durations.json"
     path.write_text(pace.text())
     assert durations(tmp_path) == {"other": 3.0, "test_own::test_it[m-a]": 1.235}
-    for text in ("{", "[1]", '{"a": "b"}'):
+    for text in ("{", "[1]", '{"a": "b"}', '{"a": Infinity, "b": NaN, "c": -1.0, "d": true}'):
         path.write_text(text)
         assert durations(tmp_path) == {}
     assert durations(tmp_path / "none") == {}

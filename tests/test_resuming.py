@@ -6,9 +6,14 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 from counted import OWN, built, make
+from sample_records import KEY, record
+
+from pytest_llmslim.reports import files
+from pytest_llmslim.resuming import Book, line_of
 
 KEYS = [f"counted(part={part})" for part in range(1, 7)]
 
@@ -354,8 +359,8 @@ def test_costs_of_another_machine_are_measured_again(project, run):
     project.makepyfile(test_own=OWN.replace("for part in range(1, 7)", "for part in (1,)] + ['rtn']"[:-1]))
     run().assert_outcomes(passed=2)
     changed = [json.loads(line) for line in lines(project)]
-    for record in changed:
-        record["fingerprint"]["cpu"] = "Z80"
+    for each in changed:
+        each["fingerprint"]["cpu"] = "Z80"
     stopped(project, 2)
     text = "".join(json.dumps(record, sort_keys=True) + "\n" for record in changed)
     (project.path / "llm-results/results.jsonl").write_text(text)
@@ -417,7 +422,10 @@ def test_what_was_not_asked_for_this_time_stays(project, half, run):
     assert built(project) == KEYS[4:5]
     assert sorted(recipes(project)) == [KEYS[0], KEYS[1], KEYS[2], KEYS[4]]
     result.stdout.fnmatch_lines(
-        ["2 of its records were not asked for this time and stay in results.jsonl for --llm-resume."]
+        [
+            "2 of its records were not asked for this time, or their tests failed before, and stay in results.jsonl "
+            "for --llm-resume."
+        ]
     )
     run("--llm-resume").assert_outcomes(passed=6)
     assert built(project) == [KEYS[3], KEYS[5]]
@@ -430,6 +438,131 @@ def test_a_record_whose_test_is_gone_does_not_stay(project, half, run):
     project.makepyfile(test_own=OWN.replace("range(1, 7)", "range(2, 7)"))
     run("--llm-resume").assert_outcomes(passed=5)
     assert recipes(project) == KEYS[1:]
+
+
+def test_records_of_files_that_were_not_named_stay(project, run):
+    """A part of the run goes on by its file, and the others are still there for it."""
+    project.makepyfile(test_two=OWN.replace("range(1, 7)", "range(7, 9)"))
+    run().assert_outcomes(passed=8)
+    stopped(project, 8)
+    run("test_two.py", "--llm-resume").assert_outcomes(passed=2)
+    assert (len(lines(project)), stored(project)["interrupted"]) == (8, True)
+    run("--llm-resume").assert_outcomes(passed=8)
+    assert (built(project), stored(project)["interrupted"]) == ([], False)
+
+
+def test_records_of_tests_that_fail_now_stay(project, half, run):
+    """What broke all tests is mended, and the run goes on where it was."""
+    project.makepyfile(test_own=OWN.replace("llm.measure()", "raise OSError('no network')"))
+    run("--llm-resume").assert_outcomes(failed=6)
+    assert (lines(project), stored(project)["interrupted"]) == (half, True)
+    project.makepyfile(test_own=OWN)
+    run("--llm-resume").assert_outcomes(passed=6)
+    assert built(project) == KEYS[3:]
+
+
+@pytest.mark.parametrize("words", [("--collect-only",), ("-k", "nothing")])
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "stopped"])
+def test_a_run_of_no_test_leaves_the_folder_alone(project, run, words, ended):
+    """Neither records nor what else is known of the run are touched."""
+    run()
+    if not ended:
+        stopped(project, 3)
+    before = lines(project), stored(project)
+    run("--llm-resume", *words)
+    assert (lines(project), stored(project)) == before
+
+
+def test_a_verdict_on_another_baseline_is_measured_again(project, run):
+    """Somebody accepted something else in between."""
+    run("--llm-update").assert_outcomes(passed=6)
+    run().assert_outcomes(passed=6)
+    stopped(project, 3)
+    run("--llm-resume").assert_outcomes(passed=6)
+    assert built(project) == KEYS[3:]
+    stopped(project, 3)
+    (path,) = (project.path / "baselines").rglob("*.json")
+    path.write_text(path.read_text() + "\n")
+    result = run("--llm-resume")
+    assert built(project) == KEYS
+    name = path.relative_to(project.path)
+    result.stdout.fnmatch_lines(
+        [f"{name} was changed since the run was stopped: what is held against it is measured again."]
+    )
+
+
+def test_a_first_baseline_is_seen_in_every_later_part(project, half, run):
+    """What was measured without it is measured again, however often the run was stopped in between."""
+    run("--llm-update", "--llm-results=others").assert_outcomes(passed=6)
+    run("--llm-resume", "-k", "1").assert_outcomes(passed=1)
+    built(project)
+    run("--llm-resume", "-k", "3").assert_outcomes(passed=1)
+    assert built(project) == KEYS[2:3]
+
+
+def test_the_run_that_ends_last_leaves_its_own_records_only(project, run):
+    """Two runs that write to one folder are not told apart by their lines."""
+    project.makeconftest(
+        (project.path / "conftest.py").read_text()
+        + """
+def pytest_runtest_logreport(report):
+    if "part=3" in report.nodeid and report.when == "teardown":
+        from pathlib import Path
+        path = Path("llm-results/results.jsonl")
+        path.write_text(path.read_text().replace("tiny-gpt2", "another-run"))
+"""
+    )
+    run().assert_outcomes(passed=6)
+    assert recipes(project) == KEYS
+    assert "another-run" not in "".join(lines(project))
+
+
+# A full disk ------------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_could_not_be_written_is_written_with_the_next():
+    """Nothing goes behind a line that was cut off, and at the end all records are in the file."""
+    texts, works = [""], [True]
+
+    def write(name, text, *, append=False):
+        if name == "results.jsonl":
+            kept = text if works[0] else text[:9]
+            texts.append(texts[-1] + kept if append else kept)
+        return works[0]
+
+    book = Book(write, {}, None)
+    found = [replace(record(), key=replace(KEY, recipe=f"int{bits}")) for bits in (4, 8, 2)]
+    book.add(found[0])
+    works[0] = False
+    book.add(found[1])
+    assert texts[-1] == line_of(found[0]) + line_of(found[1])[:9]
+    works[0] = True
+    book.add(found[2])
+    whole = "".join(map(line_of, found))
+    assert texts[-1] == whole
+    works[0] = False
+    book.end([found[0].key])
+    works[0] = True
+    book.end([found[0].key])
+    assert texts[-1] == line_of(found[0])
+
+
+def test_records_of_another_run_never_stand_beside_new_settings(project, run, monkeypatch):
+    """Also where no record of the new run could be written."""
+    run().assert_outcomes(passed=6)
+
+    def write(folder, name, text, **how):
+        if name == "results.jsonl" and text:
+            raise OSError(28, "No space left on device")
+        return whole(folder, name, text, **how)
+
+    whole = files.write
+    monkeypatch.setattr(files, "write", write)
+    result = run("--llm-seed=1")
+    assert (lines(project), stored(project)["origin"]["settings"]["seed"]) == ([], "1")
+    result.stdout.fnmatch_lines(
+        ["*results.jsonl cannot be written (No space left on device); give another folder*"]
+    )
 
 
 def test_a_run_without_our_tests_leaves_the_folder_alone(project, half, pytester):
