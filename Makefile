@@ -11,7 +11,8 @@ suites: .venv/installed
 	$(BIN)/python -m pytest suites/ --llm-profile balanced
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 lint: .venv/installed
 	$(BIN)/ruff check .

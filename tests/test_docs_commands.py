@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from contextlib import redirect_stdout
 
 import click
@@ -95,6 +96,9 @@ def project(heavier, pytester, monkeypatch):
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "docs")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "docs@example.org")
+    # Another test may have imported those of the checkout.
+    for module in [each for each in sys.modules if each.split(".")[0] == "suites"]:
+        monkeypatch.delitem(sys.modules, module)
     subprocess.run(["git", "init", "--quiet"], cwd=pytester.path, check=True)
     return pytester
 

@@ -44,6 +44,7 @@ def test_without_the_plugin_a_project_still_runs(pytester):
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.alone  # pytest-benchmark measures nothing in a worker of xdist
 def test_figures_reach_pytest_benchmark(pytester, small):
     """Its JSON holds one round a timed pair, and our figures as extra_info."""
     own_test(pytester)

@@ -155,6 +155,7 @@ def test_a_run_leaves_nothing_behind(pytester, parallel):
     assert leases(pytester) == []
 
 
+@pytest.mark.alone  # other tests beside it would take of its time
 def test_waiting_for_the_others_is_no_time_of_the_test(pytester, parallel, beside):
     """A test that waits for another to end may wait longer than it may run."""
     pytester.makeconftest(TIMED + "import pytest_llmslim.bench, pytest_llmslim.meters.carbon")

@@ -23,7 +23,7 @@ _RULES: Final = (
     (re.compile(r"#(?=\d)"), f"#{_APART}"),  # before entities, which have digits too
     (re.compile(r"<"), "&lt;"),
     (re.compile(r"([\\`*~$])"), r"\\\1"),
-    (re.compile(r"(?<!\w)_|_(?!\w)"), r"\\_"),
+    (re.compile(r"(?<![^\W_])_|_(?![^\W_])"), r"\\_"),
     (re.compile(r"\]([(\[:])"), r"]\\\1"),
     (re.compile(r"\|"), "&#124;"),
     (re.compile(r"@(?=\w)"), f"@{_APART}"),
