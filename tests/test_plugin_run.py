@@ -179,19 +179,3 @@ def test_models_and_meters_go_before_the_session_ends(pytester, run):
     result = run()
     result.assert_outcomes(passed=1)
     assert result.ret == 0
-
-
-def test_a_test_that_fails_without_a_word_is_listed(pytester, run):
-    """Its reason is empty, and the summary is shown all the same."""
-    pytester.makepyfile(
-        """
-        import pytest
-
-        @pytest.mark.llm(recipe="int8")
-        def test_silent(llm):
-            pytest.fail("", pytrace=False)
-        """
-    )
-    result = run()
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["not measured: tiny-gpt2-int8: *"])
