@@ -119,7 +119,9 @@ def durations(folder: Path) -> dict[str, float]:
     if not isinstance(found, dict):
         return {}
     return {
-        name: float(value) for name, value in found.items() if isinstance(value, float) and 0 <= value < math.inf
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, float) and 0 <= value < math.inf
     }
 
 

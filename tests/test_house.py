@@ -30,7 +30,16 @@ LAYERS = {
 }  # fmt: skip
 """Room to layer."""
 
-PYTEST_ROOMS = {"hookspecs", "state", "fixtures", "plugin", "ledger", "benchmark_figures", "conformance", "workers"}
+PYTEST_ROOMS = {
+    "hookspecs",
+    "state",
+    "fixtures",
+    "plugin",
+    "ledger",
+    "benchmark_figures",
+    "conformance",
+    "workers",
+}
 
 
 def room_of(path):
