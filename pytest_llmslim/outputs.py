@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pytest_llmslim import runs
-from pytest_llmslim.encoding import to_builtins
 from pytest_llmslim.errors import MissingExtraError, RunError, SettingError, SlimError
 from pytest_llmslim.origin import now
 
@@ -84,11 +83,8 @@ def _history(folder: Path) -> tuple[Point, ...]:
 
 def kept(run: Run) -> dict[str, str]:
     """Files of the results' folder, name to text. An interrupted run is no part of the history."""
-    import json
-
     points = run.history if run.interrupted else runs.with_history(run.history, run.points)
-    lines = [json.dumps(to_builtins(point), sort_keys=True) for point in points]
-    return {runs.RUN: runs.rest_of(run), runs.HISTORY: "".join(f"{line}\n" for line in lines)}
+    return {runs.RUN: runs.rest_of(run), runs.HISTORY: "".join(map(runs.line_of, points))}
 
 
 def write(

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from pytest_llmslim import __version__, runs
 from pytest_llmslim.baseline_files import anchor_path_of, path_of
 from pytest_llmslim.collection import key_of
-from pytest_llmslim.encoding import to_builtins
 from pytest_llmslim.errors import RunError
 from pytest_llmslim.fingerprint import machine_fingerprint
 from pytest_llmslim.options import OPTIONS
+from pytest_llmslim.settings import as_text
 from pytest_llmslim.state import settings_of
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _check(run: Run, settings: Settings) -> None:
     for option in OPTIONS:
         if option.name in OF_OUTPUT:
             continue
-        default = _text(option.default)
+        default = as_text(option.default)
         there = run.origin.settings.get(option.name, default)
         here = settings.changed.get(option.name, default)
         if there != here:
@@ -214,13 +214,6 @@ def _check(run: Run, settings: Settings) -> None:
             f"--llm-resume: {settings.text} is another text than the run in {folder} was measured on; give that one, "
             "or measure anew without --llm-resume."
         )
-
-
-def _text(default: object) -> str:
-    """As `Settings.changed` writes a value; nothing for one that is off."""
-    if isinstance(default, list | tuple):
-        return ", ".join(map(str, default))
-    return "" if default is None else str(default)
 
 
 def told(earlier: Earlier, taken: int, now: Origin, records: int, kept: int) -> Iterator[str]:
@@ -313,7 +306,7 @@ class Book:
     def __init__(self, write: Write, files: Mapping[str, str], earlier: Earlier | None) -> None:
         self._write = write
         self._lines = (
-            {} if earlier is None else {key: line_of(found) for key, found in earlier.records.items()}
+            {} if earlier is None else {key: runs.line_of(found) for key, found in earlier.records.items()}
         )
         self._whole = False
         # Of a file that has changed since, records of both versions may stand here: those of the new are measured
@@ -323,7 +316,7 @@ class Book:
 
     def add(self, record: Record) -> None:
         """Take a record in; the file loses nothing but a last line that was cut off."""
-        line = line_of(record)
+        line = runs.line_of(record)
         known = self._lines.pop(record.key, None)
         self._lines[record.key] = line
         if self._whole and known is None:
@@ -341,11 +334,6 @@ class Book:
     def _all(self) -> None:
         # What failed half-way (a full disk) is written anew with the next record.
         self._whole = self._write(runs.RESULTS, "".join(self._lines.values()))
-
-
-def line_of(record: Record) -> str:
-    """A record as it stands in `results.jsonl`."""
-    return json.dumps(to_builtins(record), sort_keys=True) + "\n"
 
 
 def files_of(items: Sequence[pytest.Item], config: pytest.Config) -> dict[str, str]:

@@ -65,9 +65,8 @@ def read_lines(path: Path, kind: type[T]) -> Lines:
     """
     text = _text(path)
     found: list[T] = []
-    lines = (
-        text.removesuffix("\n").split("\n") if text else []
-    )  # not splitlines: strings may hold its other ends
+    # Not splitlines: strings may hold its other ends.
+    lines = text.removesuffix("\n").split("\n") if text else []
     for number, line in enumerate(lines, 1):
         try:
             found.append(from_builtins(kind, json.loads(line)))
@@ -79,6 +78,11 @@ def read_lines(path: Path, kind: type[T]) -> Lines:
                 "or measure again."
             ) from None
     return Lines(tuple(found), torn=False)
+
+
+def line_of(record: Record | Point) -> str:
+    """A record as it stands in `results.jsonl`, or a point in `history.jsonl`."""
+    return json.dumps(to_builtins(record), sort_keys=True) + "\n"
 
 
 def rest_of(run: Run) -> str:

@@ -225,11 +225,7 @@ class Settings:
     @property
     def changed(self) -> dict[str, str]:
         """Every setting that is not the default, as text."""
-        return {
-            name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            for name, (value, source) in self.sources.items()
-            if source != "default"
-        }
+        return {name: as_text(value) for name, (value, source) in self.sources.items() if source != "default"}
 
     @property
     def profile(self) -> Profile:
@@ -306,14 +302,20 @@ def _split_list(text: str) -> list[str]:
     return [part.strip() for part in [*parts, current] if part.strip()]
 
 
+def as_text(value: object) -> str:
+    """A value as it is shown and stored; nothing for one that is absent."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
 def not_default(config: Any, environ: Mapping[str, str] = os.environ) -> list[str]:  # noqa: ANN401
     """One `name: value (source)` for every setting that is not the default, for the header."""
     lines = []
     for option in OPTIONS:
         value, source = lookup(config, option, environ)
         if source != "default":
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            lines.append(f"{option.name}: {shown} ({source})")
+            lines.append(f"{option.name}: {as_text(value)} ({source})")
     return lines
 
 

@@ -13,7 +13,8 @@ from counted import OWN, built, make
 from sample_records import KEY, record
 
 from pytest_llmslim.reports import files
-from pytest_llmslim.resuming import Book, line_of
+from pytest_llmslim.resuming import Book
+from pytest_llmslim.runs import line_of
 
 KEYS = [f"counted(part={part})" for part in range(1, 7)]
 

@@ -75,7 +75,7 @@ def command(
     old, new = runs.read(run_a), runs.read(run_b)
     limits = limits_of(new, quality_regression, regression, resolve)
     found = comparison.two_runs(old.records, new.records, limits)
-    shown = _lines((run_a, old), (run_b, new), found, wide=output is not None)
+    shown = _lines((run_a, old), (run_b, new), found, wide=output is not None) if form == "text" else []
     if output is not None:
         text = "\n".join(line for line, _ in shown) if form == "text" else _text(form, old, new, found)
         printing.write(output, text.rstrip("\n") + "\n")

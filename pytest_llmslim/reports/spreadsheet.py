@@ -112,9 +112,7 @@ def _estimate(name: str, estimate: Estimate) -> Row:
         f"{name}_low": estimate.low,
         f"{name}_high": estimate.high,
         f"{name}_n": estimate.n,
-        f"{name}_method": estimate.method,
-        f"{name}_source": estimate.source,
-        f"{name}_reason": estimate.reason,
+        **_how(name, estimate),
     }
 
 
@@ -133,11 +131,15 @@ def _side(name: str, side: Side) -> Row:
 
 
 def _reading(name: str, reading: Reading) -> Row:
+    return {name: reading.value, **_how(name, reading)}
+
+
+def _how(name: str, number: Estimate | Reading) -> Row:
+    """How a number was had, or why not."""
     return {
-        name: reading.value,
-        f"{name}_method": reading.method,
-        f"{name}_source": reading.source,
-        f"{name}_reason": reading.reason,
+        f"{name}_method": number.method,
+        f"{name}_source": number.source,
+        f"{name}_reason": number.reason,
     }
 
 
